@@ -1,0 +1,52 @@
+"""What the executor needs of an engine, wherever it lives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from axiond.reconcile.state import EngineKey
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """
+    Where an engine answers.
+
+    *model_name* is what the engine calls its model; *adapters* are the LoRA names it answers to beside it.
+    With *socket* set, *base_url* only supplies the Host header.
+    """
+
+    key: EngineKey
+    model_name: str
+    base_url: str = "http://engine"
+    socket: Path | None = None
+    adapters: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """One engine's life: `start` once, `wait` for its end, `stop` at any time. All are cancellable."""
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids, the root first; empty where the engine is not on this host."""
+        ...
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """The last output lines, oldest first."""
+        ...
+
+    async def start(self) -> None:
+        """Spawn and wait until ready and proven. Raises EngineError; nothing is left running then."""
+        ...
+
+    async def wait(self) -> str:
+        """Wait until the engine has ended by itself; return how, as words."""
+        ...
+
+    async def stop(self) -> None:
+        """End it and everything it started, and remove what it left. Never raises for a dead engine."""
+        ...

@@ -1,0 +1,116 @@
+"""The exception tree. A class carries data; `__str__` makes the sentence. Imports nothing of axiond."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class AxiondError(Exception):
+    """Root of every error that axiond raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a manifest something stands. Line and column count from 1; 0 means unknown."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+    field: str = ""
+
+    def __str__(self) -> str:
+        position = f":{self.line}:{self.column}" if self.line else ""
+        return f"{self.file}{position}" + (f": {self.field}" if self.field else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a manifest, and what would be right."""
+
+    place: Place
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}" + (f" ({self.remedy})" if self.remedy else "")
+
+
+class ManifestError(AxiondError):
+    """A manifest was refused; carries every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+class IllegalTransition(AxiondError):
+    """An engine was asked to go where `TRANSITIONS` does not lead: a bug in axiond."""
+
+    def __init__(self, key: str, old: str, new: str) -> None:
+        self.key, self.old, self.new = key, old, new
+        super().__init__(key, old, new)
+
+    def __str__(self) -> str:
+        return f"engine {self.key} cannot go from {self.old} to {self.new}"
+
+
+class SourceError(AxiondError):
+    """A model's weights could not be brought onto this machine."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        self.source, self.problem = source, problem
+        super().__init__(source, problem)
+
+    def __str__(self) -> str:
+        return f"source {self.source}: {self.problem}"
+
+
+class EngineError(AxiondError):
+    """An engine failed. *tail* holds its last output lines, oldest first."""
+
+    def __init__(self, key: str, problem: str, tail: Sequence[str] = ()) -> None:
+        self.key, self.problem, self.tail = key, problem, tuple(tail)
+        super().__init__(key, problem, self.tail)
+
+    def __str__(self) -> str:
+        return f"engine {self.key} {self.problem}"
+
+
+class EngineStartError(EngineError):
+    """An engine could not be spawned, or ended before it was ready."""
+
+
+class EngineExited(EngineError):
+    """A ready engine ended by itself."""
+
+
+class ProbeTimeout(EngineError):
+    """An engine was not ready within its start timeout."""
+
+
+class GoldenPromptFailed(EngineError):
+    """An engine answers, but not as its golden prompt demands."""
+
+
+class OverBudget(AxiondError):
+    """The engines asked for need more memory than there is; *arithmetic* shows the sum."""
+
+    def __init__(self, needed_bytes: int, budget_bytes: int, arithmetic: str) -> None:
+        self.needed_bytes, self.budget_bytes, self.arithmetic = needed_bytes, budget_bytes, arithmetic
+        super().__init__(needed_bytes, budget_bytes, arithmetic)
+
+    def __str__(self) -> str:
+        return f"memory: {self.arithmetic} = {self.needed_bytes / 2**30:.1f} GiB, but the budget is {self.budget_bytes / 2**30:.1f} GiB"
+
+
+class RequestError(AxiondError):
+    """A request that ends with an HTTP error in OpenAI's envelope."""
+
+    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        self.status, self.code, self.message, self.param, self.retry_after_s = status, code, message, param, retry_after_s
+        super().__init__(status, code, message)
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,74 @@
+"""The closed set of things a plan can ask for. The executor has one method for each."""
+
+from dataclasses import dataclass
+
+from axiond.reconcile.state import EngineKey, Published
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Bring a source onto this machine."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Spawn an engine and prove it: ready probe, then golden prompt."""
+
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Make this the routing in force, in one assignment."""
+
+    routing: Published
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Wait for the requests of an engine that is no longer routed."""
+
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Take an engine back out of draining: it is wanted again."""
+
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End an engine's process: SIGTERM, then SIGKILL."""
+
+    key: EngineKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Stop retrying an engine of the serving generation until the manifest changes."""
+
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop the record of an engine that is gone."""
+
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The candidate generation cannot be realised; the last good one is desired again."""
+
+    generation: int
+    model: str
+    reason: str
+
+
+Action = Fetch | Start | Publish | Drain | Resume | Stop | GiveUp | Forget | Reject

@@ -1,0 +1,39 @@
+"""The routing in force, as one immutable value that is replaced in one assignment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from axiond.engine.engine import Endpoint
+from axiond.manifest.spec import ModelSpec, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """
+    The engines of one model.
+
+    *is_coming*: with no endpoint, one is on its way and requests wait for it; otherwise they are told *reason* and to
+    retry after *retry_after_s*. *is_lazy*: nothing is on its way until the model is demanded.
+    """
+
+    model: str
+    spec: ModelSpec
+    endpoints: tuple[Endpoint, ...] = ()
+    is_coming: bool = False
+    is_lazy: bool = False
+    reason: str = ""
+    retry_after_s: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """Generation, pools by model name, public names to model names, and declared routes by their name."""
+
+    generation: int = 0
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    created: int = 0
+    max_queue: int = 256
+    queue_timeout_s: float = 120.0
+    api_keys: frozenset[str] = frozenset()
