@@ -1,0 +1,124 @@
+"""What the daemon tells about itself: the JSON of the admin endpoint, which the CLI reads back."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Report(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ConditionType(StrEnum):
+    ACCEPTED = "Accepted"
+    PLANNED = "Planned"
+    PROGRESSING = "Progressing"
+    READY = "Ready"
+    DEGRADED = "Degraded"
+    ROLLED_BACK = "RolledBack"
+
+
+class Condition(Report):
+    """As in Kubernetes: a statement, whether it holds, and since when."""
+
+    type: ConditionType
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    observed_generation: int
+    last_transition_time: datetime
+
+
+class EngineReport(Report):
+    key: str
+    model: str
+    digest: str
+    replica: int
+    state: str
+    since: datetime
+    reason: str = ""
+    is_routed: bool = False
+    pids: tuple[int, ...] = ()
+    cores: str = ""
+    memory_estimate_bytes: int = 0
+    memory_bytes: int = 0
+    in_flight: int = 0
+    failures: int = 0
+    tail: tuple[str, ...] = ()
+
+
+class SourceReport(Report):
+    source: str
+    state: str
+    reason: str = ""
+    weight_bytes: int = 0
+
+
+class ModelReport(Report):
+    name: str
+    names: tuple[str, ...]
+    load: str
+    replicas: int
+    state: str
+    reason: str = ""
+    queued: int = 0
+    in_flight: int = 0
+
+
+class Status(Report):
+    """*generation* is the newest manifest read; *observed_generation* the one last acted on; *serving_generation* the one routed."""
+
+    version: str
+    manifest: str
+    etag: str
+    generation: int
+    observed_generation: int
+    serving_generation: int
+    is_settled: bool
+    conditions: tuple[Condition, ...]
+    models: tuple[ModelReport, ...]
+    engines: tuple[EngineReport, ...]
+    sources: tuple[SourceReport, ...]
+    daemon_memory_bytes: int = 0
+
+
+class FieldChange(Report):
+    """One field that differs; *change* is its class: live, engine or daemon."""
+
+    path: str
+    old: Any = None
+    new: Any = None
+    change: str
+
+
+class ModelChange(Report):
+    model: str
+    verdict: Literal["none", "live", "restart", "load", "unload", "scale"]
+    strategy: Literal["surge", "stop-first", ""] = ""
+    fields: tuple[FieldChange, ...] = ()
+    memory_bytes: int = 0
+
+
+class PlanReport(Report):
+    """What a candidate manifest would do."""
+
+    generation: int
+    models: tuple[ModelChange, ...]
+    server: tuple[FieldChange, ...] = ()
+    routes: tuple[FieldChange, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.server or self.routes or any(change.verdict != "none" for change in self.models))
+
+
+class ReloadReport(Report):
+    """How a reload ended: accepted and realised, or rejected with the reason."""
+
+    generation: int
+    is_accepted: bool
+    is_realised: bool
+    message: str = ""
