@@ -88,7 +88,7 @@ class ModelTarget:
     fixed_bytes: int = 0
     drain_grace_s: float = 30.0
 
-    def keys(self) -> tuple[EngineKey, ...]:
+    def engines(self) -> tuple[EngineKey, ...]:
         return tuple(EngineKey(self.name, self.digest, replica) for replica in range(self.replicas))
 
 

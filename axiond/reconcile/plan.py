@@ -1,0 +1,208 @@
+"""
+Decide what to do next. Pure: no clock, disk, random or log line.
+
+A candidate generation is published as a whole, once every engine that it changes is ready; until then the serving
+generation keeps the requests. A candidate that cannot be realised is rejected, and the same `plan()` with the serving
+generation as desired is the rollback.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from axiond.reconcile.actions import Action, Drain, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
+from axiond.reconcile.backoff import MOST_FAILURES
+from axiond.reconcile.state import (
+    EngineKey,
+    EngineState,
+    EngineView,
+    ModelTarget,
+    Observed,
+    Published,
+    SourceState,
+    Target,
+)
+
+HOLDS_MEMORY = frozenset({EngineState.STARTING, EngineState.READY, EngineState.DRAINING, EngineState.STOPPING})
+FAILING = frozenset({EngineState.BACKOFF, EngineState.FAILED})
+
+
+def plan(desired: Target, observed: Observed, now: float) -> tuple[Action, ...]:
+    """
+    Return the actions that bring *observed* one step nearer to *desired*; empty when there is nothing to do.
+
+    Args:
+        desired: the candidate generation, or the serving one after a rejection.
+        observed: what this round sees; `observed.serving` is the last good generation.
+        now: loop time in seconds.
+    """
+    view = _Round(desired, observed, now)
+    if rejection := view.rejection():
+        return (rejection,)
+    starts = tuple(view.starts())
+    if view.over_budget:
+        return (view.over_budget,)
+    routing = view.routing()
+    publish = (Publish(routing),) if routing != observed.published else ()
+    routed = {key for keys in routing.endpoints.values() for key in keys}
+    return (*publish, *view.upkeep(routing, routed), *starts)
+
+
+def next_wake_s(observed: Observed, desired: Target, now: float) -> float | None:
+    """Seconds until time alone makes something due; None when only an event can."""
+    due = [view.retry_at for view in observed.engines.values() if view.state is EngineState.BACKOFF]
+    due += [view.retry_at for view in observed.sources.values() if view.state is SourceState.FAILED]
+    for view in observed.engines.values():
+        if view.state is EngineState.DRAINING:
+            due.append(view.since + _grace_s(view.key.model, desired, observed.serving))
+    return max(0.0, min(due) - now) if due else None
+
+
+def wanted_keys(desired: Target, observed: Observed) -> tuple[EngineKey, ...]:
+    """Engines that *desired* needs now, by priority: a lazy model counts once it is demanded or runs already."""
+    running = {key.model for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
+    models = [m for m in desired.models.values() if not m.is_lazy or m.name in observed.demanded or m.name in running]
+    return tuple(key for model in sorted(models, key=lambda m: (-m.priority, m.name)) for key in model.engines())
+
+
+def memory_bytes(model: ModelTarget, observed: Observed) -> int:
+    """The estimate for one engine of *model*: its weights on disk and what it needs beside them."""
+    source = observed.sources.get(model.source)
+    return model.fixed_bytes + (source.weight_bytes if source else 0)
+
+
+def _grace_s(model: str, *targets: Target | None) -> float:
+    return max((t.models[model].drain_grace_s for t in targets if t and model in t.models), default=0.0)
+
+
+@dataclass(slots=True)
+class _Round:
+    desired: Target
+    observed: Observed
+    now: float
+    serving: Target = field(init=False)
+    wanted: tuple[EngineKey, ...] = field(init=False)
+    serving_keys: frozenset[EngineKey] = field(init=False)
+    gating: frozenset[EngineKey] = field(init=False)
+    yielding: set[EngineKey] = field(init=False, default_factory=set)
+    over_budget: Reject | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.serving = self.observed.serving or self.desired
+        self.wanted = wanted_keys(self.desired, self.observed)
+        self.serving_keys = frozenset(key for model in self.serving.models.values() for key in model.engines())
+        is_candidate = self.serving.generation != self.desired.generation
+        self.gating = frozenset(self.wanted) - self.serving_keys if is_candidate else frozenset()
+
+    def state(self, key: EngineKey) -> EngineState | None:
+        view = self.observed.engines.get(key)
+        return view.state if view else None
+
+    def rejection(self) -> Reject | None:
+        for key in sorted(self.gating):
+            view = self.observed.engines.get(key)
+            if view and view.state in FAILING and view.generation >= self.desired.generation:
+                return Reject(self.desired.generation, key.model, view.reason)
+            source = self.observed.sources.get(self.desired.models[key.model].source)
+            if source and source.state is SourceState.FAILED:
+                return Reject(self.desired.generation, key.model, source.reason)
+        return None
+
+    def starts(self) -> Iterator[Action]:
+        """Fetch and start what is wanted, as far as memory reaches; note who has to yield for the first that does not fit."""
+        used = sum(view.memory_bytes for view in self.observed.engines.values() if view.state in HOLDS_MEMORY)
+        fetching: set[str] = set()
+        for key in self.wanted:
+            model = self.desired.models[key.model]
+            if not self._may_start(key):
+                continue
+            if not self._has_source(model):
+                if self._may_fetch(model) and model.source not in fetching:
+                    fetching.add(model.source)
+                    yield Fetch(model.source)
+                continue
+            needed = used + memory_bytes(model, self.observed) - self.observed.budget_bytes
+            if needed <= 0:
+                used += memory_bytes(model, self.observed)
+                yield Start(key)
+            elif key in self.gating:
+                self._make_room(key, needed)
+                return
+
+    def _may_start(self, key: EngineKey) -> bool:
+        view = self.observed.engines.get(key)
+        if view is None:
+            return True
+        return view.state is EngineState.BACKOFF and self.now >= view.retry_at and view.failures < MOST_FAILURES and key not in self.gating
+
+    def _has_source(self, model: ModelTarget) -> bool:
+        source = self.observed.sources.get(model.source)
+        return source is not None and source.state is SourceState.READY
+
+    def _may_fetch(self, model: ModelTarget) -> bool:
+        source = self.observed.sources.get(model.source)
+        return source is None or (source.state is SourceState.FAILED and self.now >= source.retry_at)
+
+    def _make_room(self, key: EngineKey, needed: int) -> None:
+        """Choose serving engines that stop first so that *key* can start; they are started again if it fails."""
+        if any(self.state(other) is EngineState.STARTING for other in self.gating):
+            return
+        holding = {k: v for k, v in self.observed.engines.items() if v.state in HOLDS_MEMORY and k not in self.wanted}
+        freed = sum(view.memory_bytes for k, view in holding.items() if k not in self.serving_keys)
+        order = sorted(
+            self.serving_keys & holding.keys(),
+            key=lambda k: (self.state(k) is EngineState.READY, k.model != key.model, k),
+        )
+        for victim in order:
+            if freed >= needed:
+                break
+            freed += holding[victim].memory_bytes
+            self.yielding.add(victim)
+        if freed < needed:
+            lacking, budget = (needed - freed) / 2**30, self.observed.budget_bytes / 2**30
+            reason = f"does not fit: {lacking:.1f} GiB more than the memory budget of {budget:.1f} GiB"
+            self.over_budget = Reject(self.desired.generation, key.model, reason)
+
+    def routing(self) -> Published:
+        """The routing to have in force: the candidate's once all that it changes is ready, else the serving one's."""
+        is_whole = all(self.state(key) is EngineState.READY for key in self.gating)
+        target = self.desired if is_whole else self.serving
+        endpoints = {
+            model.name: tuple(key for key in model.engines() if self.state(key) is EngineState.READY and key not in self.yielding)
+            for model in target.models.values()
+        }
+        return Published(target.generation, endpoints)
+
+    def upkeep(self, routing: Published, routed: set[EngineKey]) -> Iterator[Action]:
+        """What to do about every engine that there is."""
+        kept = set(self.wanted)
+        if routing.generation == self.serving.generation:
+            kept |= self.serving_keys - self.yielding
+        for key, view in sorted(self.observed.engines.items()):
+            if action := self._upkeep_of(view, key in kept, key in routed):
+                yield action
+
+    def _upkeep_of(self, view: EngineView, is_kept: bool, is_routed: bool) -> Action | None:
+        match view.state:
+            case EngineState.STARTING if not is_kept:
+                return Stop(view.key, "no longer wanted")
+            case EngineState.READY if not is_kept and not is_routed:
+                return Drain(view.key)
+            case EngineState.DRAINING:
+                return self._drain_step(view, is_kept)
+            case EngineState.BACKOFF | EngineState.FAILED if not is_kept or view.generation < self.desired.generation:
+                return Forget(view.key)
+            case EngineState.BACKOFF if view.failures >= MOST_FAILURES:
+                return GiveUp(view.key)
+            case EngineState.STOPPED:
+                return Forget(view.key)
+            case _:
+                return None
+
+    def _drain_step(self, view: EngineView, is_kept: bool) -> Action | None:
+        if is_kept:
+            return Resume(view.key)
+        if view.in_flight == 0:
+            return Stop(view.key, "drained")
+        if self.now - view.since >= _grace_s(view.key.model, self.desired, self.serving):
+            return Stop(view.key, f"drain grace is over with {view.in_flight} requests running")
+        return None
