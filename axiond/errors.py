@@ -114,3 +114,25 @@ class RequestError(AxiondError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class DaemonUnreachable(AxiondError):
+    """Nobody answers on the admin socket."""
+
+    def __init__(self, socket: str, problem: str) -> None:
+        self.socket, self.problem = socket, problem
+        super().__init__(socket, problem)
+
+    def __str__(self) -> str:
+        return f"no daemon answers on {self.socket}: {self.problem}"
+
+
+class DaemonRefused(AxiondError):
+    """The daemon answered the admin request with an error; *problems* are those of a manifest, if that was the reason."""
+
+    def __init__(self, status: int, message: str, problems: Sequence[str] = ()) -> None:
+        self.status, self.message, self.problems = status, message, tuple(problems)
+        super().__init__(status, message, self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join((self.message, *self.problems))
