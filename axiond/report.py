@@ -67,6 +67,15 @@ class ModelReport(Report):
     in_flight: int = 0
 
 
+class RejectionReport(Report):
+    """Why a generation was not realised; *tail* holds the failed engine's last output lines."""
+
+    generation: int
+    model: str
+    reason: str
+    tail: tuple[str, ...] = ()
+
+
 class Status(Report):
     """*generation* is the newest manifest read; *observed_generation* the one last acted on; *serving_generation* the one routed."""
 
@@ -81,6 +90,7 @@ class Status(Report):
     models: tuple[ModelReport, ...]
     engines: tuple[EngineReport, ...]
     sources: tuple[SourceReport, ...]
+    rejection: RejectionReport | None = None
     daemon_memory_bytes: int = 0
 
 
@@ -122,3 +132,11 @@ class ReloadReport(Report):
     is_accepted: bool
     is_realised: bool
     message: str = ""
+
+
+class Event(Report):
+    """Something that happened, as `GET /admin/v1/events` streams it."""
+
+    time: datetime
+    name: str
+    fields: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The closed set of things a plan can ask for. The executor has one method for each."""
+"""The closed set of things a plan can ask for. Those on engines go to the executor, those on generations to the loop."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,12 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Spawn an engine and prove it: ready probe, then golden prompt."""
+    """Spawn an engine and prove it: ready probe, then golden prompt. The rest is what its record has to remember."""
 
     key: EngineKey
+    source: str
+    generation: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +74,5 @@ class Reject:
     reason: str
 
 
-Action = Fetch | Start | Publish | Drain | Resume | Stop | GiveUp | Forget | Reject
+EngineAction = Fetch | Start | Drain | Resume | Stop | GiveUp | Forget
+Action = EngineAction | Publish | Reject

@@ -120,10 +120,11 @@ class _Round:
                     fetching.add(model.source)
                     yield Fetch(model.source)
                 continue
-            needed = used + memory_bytes(model, self.observed) - self.observed.budget_bytes
+            estimate = memory_bytes(model, self.observed)
+            needed = used + estimate - self.observed.budget_bytes
             if needed <= 0:
-                used += memory_bytes(model, self.observed)
-                yield Start(key)
+                used += estimate
+                yield Start(key, model.source, self.desired.generation, estimate)
             elif key in self.gating:
                 self._make_room(key, needed)
                 return

@@ -1,0 +1,103 @@
+"""The state of things in six sentences, as Kubernetes words them. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from axiond.reconcile.plan import wanted_keys
+from axiond.reconcile.state import EngineState, Observed, SourceState, Target
+from axiond.report import Condition, ConditionType, RejectionReport
+
+Statement = tuple[Literal["True", "False", "Unknown"], str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the conditions are read off: *refusal* is why the newest manifest was not accepted."""
+
+    desired: Target
+    observed: Observed
+    newest_generation: int
+    refusal: str = ""
+    rejection: RejectionReport | None = None
+    restart_fields: tuple[str, ...] = ()
+
+
+def unsettled(desired: Target, observed: Observed) -> tuple[str, ...]:
+    """What is still on its way, in words; an engine that has failed once is not waited for."""
+    waiting = []
+    for key in wanted_keys(desired, observed):
+        view = observed.engines.get(key)
+        source = observed.sources.get(desired.models[key.model].source)
+        if view is None and source and source.state is SourceState.FAILED:
+            continue
+        if view is None:
+            waiting.append(f"{key.model}: fetching {source.reason}" if source and source.reason else f"{key.model}: about to start")
+        elif view.state is not EngineState.READY and not view.failures and view.state is not EngineState.FAILED:
+            waiting.append(f"{key.model}: engine is {view.state}")
+    if observed.serving is None or observed.serving.generation != desired.generation:
+        waiting = waiting or ["about to publish"]
+    return tuple(waiting)
+
+
+def troubles(observed: Observed) -> tuple[str, ...]:
+    """What is wrong with the engines of the serving generation."""
+    found = []
+    for model in observed.serving.models.values() if observed.serving else ():
+        for key in model.engines():
+            view = observed.engines.get(key)
+            if view and view.state in (EngineState.BACKOFF, EngineState.FAILED):
+                found.append(f"{key.model}: {view.reason}")
+        source = observed.sources.get(model.source)
+        if source and source.state is SourceState.FAILED:
+            found.append(f"{model.name}: {source.reason}")
+    return tuple(dict.fromkeys(found))
+
+
+def unserved(observed: Observed) -> tuple[str, ...]:
+    """Eager models of the serving generation without an engine that takes requests."""
+    if observed.serving is None or observed.published is None:
+        return ("nothing is published yet",)
+    endpoints = observed.published.endpoints
+    return tuple(name for name, model in observed.serving.models.items() if not model.is_lazy and not endpoints.get(name))
+
+
+def statements(facts: Facts) -> Mapping[ConditionType, Statement]:
+    """Say every condition."""
+    moving = unsettled(facts.desired, facts.observed)
+    wrong = troubles(facts.observed)
+    missing = unserved(facts.observed)
+    restart = ", ".join(facts.restart_fields)
+    degraded = [*wrong]
+    if facts.refusal:
+        degraded.append("the newest manifest was refused; the last good one is served")
+    if restart:
+        degraded.append(f"a restart of axiond is needed for {restart}")
+    rejection = facts.rejection
+    return {
+        ConditionType.ACCEPTED: ("False", "ManifestInvalid", facts.refusal) if facts.refusal else ("True", "ManifestValid", ""),
+        ConditionType.PLANNED: ("False", "Rejected", rejection.reason) if rejection else ("True", "Planned", ""),
+        ConditionType.PROGRESSING: ("True", "Converging", "; ".join(moving)) if moving else ("False", "Settled", ""),
+        ConditionType.READY: ("False", "EnginesMissing", ", ".join(missing)) if missing else ("True", "AllServed", ""),
+        ConditionType.DEGRADED: ("True", "Trouble", "; ".join(degraded)) if degraded else ("False", "AsDesired", ""),
+        ConditionType.ROLLED_BACK: ("True", "CandidateFailed", f"generation {rejection.generation}: {rejection.model}: {rejection.reason}")
+        if rejection
+        else ("False", "NoRollback", ""),
+    }
+
+
+def conditions(before: Iterable[Condition], facts: Facts, now: datetime) -> tuple[Condition, ...]:
+    """Say every condition, keeping the time of those whose status did not change."""
+    known = {condition.type: condition for condition in before}
+    return tuple(
+        Condition(
+            type=kind,
+            status=status,
+            reason=reason,
+            message=message,
+            observed_generation=facts.newest_generation,
+            last_transition_time=known[kind].last_transition_time if kind in known and known[kind].status == status else now,
+        )
+        for kind, (status, reason, message) in statements(facts).items()
+    )

@@ -1,0 +1,194 @@
+"""Carry out what a plan asks of engines and sources: one method for each action, no policy."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from axiond import log
+from axiond.engine.engine import Engine
+from axiond.errors import EngineError, IllegalTransition, SourceError
+from axiond.events import Events
+from axiond.reconcile import actions as do
+from axiond.reconcile.backoff import failures_after_exit, retry_delay_s
+from axiond.reconcile.state import TRANSITIONS, EngineKey, EngineState, EngineView, SourceState, SourceView
+
+
+class Fetched(Protocol):
+    """A source on this machine."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the executor needs from outside: engines, sources, the clock and chance."""
+
+    build_engine: Callable[[EngineKey, Path], Engine]
+    fetch: Callable[[str, Callable[[str], None]], Awaitable[Fetched]]
+    now: Callable[[], float]
+    jitter: Callable[[], float]
+
+
+@dataclass(slots=True)
+class EngineRecord:
+    """One engine, and the only place where its state is written."""
+
+    key: EngineKey
+    engine: Engine
+    since: float
+    generation: int
+    memory_bytes: int
+    state: EngineState = EngineState.STARTING
+    reason: str = ""
+    retry_at: float = 0.0
+    failures: int = 0
+    since_wall: float = field(default_factory=time.time)
+    tail: tuple[str, ...] = ()
+    life: asyncio.Task[None] | None = None
+
+    def become(self, state: EngineState, now: float, reason: str) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(str(self.key), self.state, state)
+        self.state, self.since, self.since_wall, self.reason = state, now, time.time(), reason
+
+    def view(self, in_flight: int) -> EngineView:
+        return EngineView(
+            key=self.key,
+            state=self.state,
+            since=self.since,
+            generation=self.generation,
+            reason=self.reason,
+            retry_at=self.retry_at,
+            failures=self.failures,
+            in_flight=in_flight,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+@dataclass(slots=True)
+class SourceRecord:
+    view: SourceView
+    folder: Path = Path()
+
+
+class Executor:
+    def __init__(self, world: World, events: Events, wake: Callable[[], None], tasks: asyncio.TaskGroup) -> None:
+        self.engines: dict[EngineKey, EngineRecord] = {}
+        self.sources: dict[str, SourceRecord] = {}
+        self._world, self._events, self._wake, self._tasks = world, events, wake, tasks
+
+    def execute(self, action: do.EngineAction) -> None:
+        match action:
+            case do.Fetch(source):
+                self._fetch(source)
+            case do.Start():
+                self._start(action)
+            case do.Drain(key):
+                self._become(key, EngineState.DRAINING, "replaced or removed")
+            case do.Resume(key):
+                self._become(key, EngineState.READY, "wanted again")
+            case do.Stop(key, reason):
+                self._become(key, EngineState.STOPPING, reason)
+                self._tasks.create_task(self._stop(self.engines[key]), name=f"stop {key}")
+            case do.GiveUp(key):
+                self._become(key, EngineState.FAILED, self.engines[key].reason)
+            case do.Forget(key):
+                self._forget(key)
+            case _:
+                assert_never(action)
+
+    def forget_failed_sources(self) -> None:
+        """A changed manifest is a new chance for every source."""
+        for source in [s for s, record in self.sources.items() if record.view.state is SourceState.FAILED]:
+            del self.sources[source]
+
+    async def stop_all(self) -> None:
+        """End every engine at once, for shutdown."""
+        async with asyncio.TaskGroup() as group:
+            for record in self.engines.values():
+                group.create_task(_end(record))
+
+    def _become(self, key: EngineKey, state: EngineState, reason: str = "") -> None:
+        record, now = self.engines[key], self._world.now()
+        was, after_s = record.state, round(now - record.since, 3)
+        record.become(state, now, reason)
+        self._events.emit(log.ENGINE_CHANGED_STATE, key=str(key), state=state.value, was=was.value, after_s=after_s, reason=reason)
+        self._wake()
+
+    def _start(self, action: do.Start) -> None:
+        key = action.key
+        engine = self._world.build_engine(key, self.sources[action.source].folder)
+        if key in self.engines:
+            self._become(key, EngineState.STARTING, "again")
+            self.engines[key].engine = engine
+        else:
+            self.engines[key] = EngineRecord(key, engine, self._world.now(), action.generation, action.memory_bytes)
+            self._events.emit(log.ENGINE_WAS_STARTED, key=str(key), memory_bytes=action.memory_bytes)
+        self.engines[key].life = self._tasks.create_task(self._live(self.engines[key]), name=f"engine {key}")
+
+    async def _live(self, record: EngineRecord) -> None:
+        try:
+            await record.engine.start()
+        except EngineError as exc:
+            self._fail(record, exc.problem, exc.tail, was_ready_for_s=0.0)
+            return
+        self._become(record.key, EngineState.READY)
+        ready_at = self._world.now()
+        how = await record.engine.wait()
+        if record.state is EngineState.DRAINING:
+            self._become(record.key, EngineState.STOPPED, how)
+        else:
+            self._fail(record, how, record.engine.tail, was_ready_for_s=self._world.now() - ready_at)
+
+    def _fail(self, record: EngineRecord, problem: str, tail: tuple[str, ...], was_ready_for_s: float) -> None:
+        record.tail = tail
+        record.failures = failures_after_exit(record.failures, was_ready_for_s)
+        record.retry_at = self._world.now() + retry_delay_s(record.failures, self._world.jitter())
+        self._become(record.key, EngineState.BACKOFF, problem)
+
+    async def _stop(self, record: EngineRecord) -> None:
+        await _end(record)
+        self._become(record.key, EngineState.STOPPED, record.reason)
+
+    def _forget(self, key: EngineKey) -> None:
+        if self.engines[key].state is not EngineState.STOPPED:
+            self._become(key, EngineState.STOPPED, self.engines[key].reason)
+        del self.engines[key]
+        self._wake()
+
+    def _fetch(self, source: str) -> None:
+        failures = self.sources[source].view.failures if source in self.sources else 0
+        record = self.sources[source] = SourceRecord(SourceView(SourceState.FETCHING, failures=failures))
+        self._tasks.create_task(self._bring(source, record), name=f"fetch {source}")
+
+    async def _bring(self, source: str, record: SourceRecord) -> None:
+        failures = record.view.failures + 1
+
+        def progressed(text: str) -> None:
+            record.view = SourceView(SourceState.FETCHING, text, failures=failures - 1)
+            self._events.emit(log.SOURCE_FETCH_PROGRESSED, source=source, progress=text)
+
+        try:
+            fetched = await self._world.fetch(source, progressed)
+        except SourceError as exc:
+            retry_at = self._world.now() + retry_delay_s(failures, self._world.jitter())
+            record.view = SourceView(SourceState.FAILED, exc.problem, retry_at=retry_at, failures=failures)
+            self._events.emit(log.SOURCE_FETCH_FAILED, level="error", source=source, problem=exc.problem)
+        else:
+            record.folder = fetched.folder
+            record.view = SourceView(SourceState.READY, weight_bytes=fetched.weight_bytes)
+        self._wake()
+
+
+async def _end(record: EngineRecord) -> None:
+    if record.life is not None:
+        record.life.cancel()
+        await asyncio.wait([record.life])
+    await record.engine.stop()

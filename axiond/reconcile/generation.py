@@ -1,0 +1,43 @@
+"""One accepted manifest with its number, and what planning needs of it."""
+
+from dataclasses import dataclass
+
+from axiond.manifest.spec import Manifest, ModelSpec
+from axiond.reconcile.state import EngineKey, ModelTarget, Target
+from axiond.resources.budget import fixed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    number: int
+    etag: str
+    manifest: Manifest
+    target: Target
+
+    @classmethod
+    def of(cls, number: int, etag: str, manifest: Manifest) -> "Generation":
+        models = {name: model_target(name, spec) for name, spec in manifest.models.items()}
+        return cls(number, etag, manifest, Target(number, models))
+
+    def spec_of(self, key: EngineKey) -> ModelSpec | None:
+        """The spec behind an engine, if this generation wants that engine."""
+        model = self.target.models.get(key.model)
+        return self.manifest.models[key.model] if model and model.digest == key.digest else None
+
+
+def source_key(spec: ModelSpec) -> str:
+    """A source and its revision as one string, the way people write it."""
+    return f"{spec.source}@{spec.revision}" if spec.revision else spec.source
+
+
+def model_target(name: str, spec: ModelSpec) -> ModelTarget:
+    return ModelTarget(
+        name=name,
+        digest=spec.digest(),
+        source=source_key(spec),
+        replicas=spec.replicas,
+        is_lazy=spec.load == "lazy",
+        priority=spec.priority,
+        fixed_bytes=fixed_bytes(spec),
+        drain_grace_s=spec.drain_grace_s,
+    )

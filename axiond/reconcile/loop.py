@@ -1,0 +1,231 @@
+"""The one loop: look, plan, act, until nothing is left to do; then sleep until something happens."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from axiond import log
+from axiond.engine.engine import Endpoint
+from axiond.errors import ManifestError
+from axiond.events import Events
+from axiond.manifest.diff import server_changes
+from axiond.manifest.spec import Change, Manifest, ModelSpec, Server
+from axiond.reconcile.actions import Publish, Reject
+from axiond.reconcile.conditions import Facts, conditions, unserved, unsettled
+from axiond.reconcile.execute import Executor, World
+from axiond.reconcile.generation import Generation
+from axiond.reconcile.plan import next_wake_s, plan
+from axiond.reconcile.state import EngineKey, EngineState, Observed, Published
+from axiond.reconcile.tables import route_table
+from axiond.report import Condition, RejectionReport, ReloadReport
+from axiond.routing.router import Router
+
+
+class Reconciler:
+    """
+    Holds what is wanted and what is served, and drives the executor.
+
+    Args:
+        server: the settings the daemon was started with; later changes to `daemon` fields are reported, not applied.
+        on_realised: called with each generation once every engine it wants is ready: the last good manifest.
+        on_round: called after every round with a sentence that says what is going on.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        events: Events,
+        tasks: asyncio.TaskGroup,
+        server: Server,
+        budget_bytes: int,
+        on_realised: Callable[[Generation], None] = lambda _: None,
+        on_round: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._wake = asyncio.Event()
+        self._round_ended = asyncio.Condition()
+        self.router = Router(self._wake.set)
+        self.executor = Executor(world, events, self._wake.set, tasks)
+        self._world, self._events, self._server, self.budget_bytes = world, events, server, budget_bytes
+        self._on_realised, self._on_round = on_realised, on_round
+        self.desired: Generation | None = None
+        self.serving: Generation | None = None
+        self.published: Published | None = None
+        self.rejection: RejectionReport | None = None
+        self.refusal = ""
+        self.newest_number, self.newest_etag = 0, ""
+        self.conditions: tuple[Condition, ...] = ()
+        self._realised_number = 0
+        self._started_at = int(time.time())
+
+    def resume(self, number: int, etag: str, manifest: Manifest) -> None:
+        """Take up a generation from an earlier life of the daemon as the last good one."""
+        self.serving = self.desired = Generation.of(number, etag, manifest)
+        self.newest_number, self.newest_etag = number, etag
+        self._wake.set()
+
+    def submit(self, etag: str, manifest: Manifest, *, again: bool = False) -> int:
+        """Want this manifest; return its generation. One that is wanted already is a new generation only if *again* and it failed."""
+        is_known = etag == self.newest_etag and self.desired is not None and not self.refusal
+        if is_known and not (again and (self.rejection or self._has_failures())):
+            return self.newest_number
+        self._new_number(etag)
+        self.refusal, self.rejection = "", None
+        self.desired = Generation.of(self.newest_number, etag, manifest)
+        self.executor.forget_failed_sources()
+        self._events.emit(log.MANIFEST_WAS_ACCEPTED, generation=self.newest_number, models=len(manifest.models))
+        return self.newest_number
+
+    def refuse(self, etag: str, error: ManifestError) -> int:
+        """Note that the newest manifest is no manifest; what was wanted stays wanted."""
+        if etag != self.newest_etag or not self.refusal:
+            self._new_number(etag)
+            self.refusal = str(error)
+            self._events.emit(log.MANIFEST_WAS_REJECTED, level="error", generation=self.newest_number, problems=self.refusal)
+        return self.newest_number
+
+    async def run(self) -> None:
+        """Run rounds for ever."""
+        while True:
+            timeout_s = self._round(self.desired) if self.desired else None
+            async with self._round_ended:
+                self._round_ended.notify_all()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def settled(self, number: int, timeout_s: float | None = None) -> ReloadReport:
+        """Wait until generation *number* is realised, rejected or overtaken, and nothing is on its way any more."""
+        try:
+            async with asyncio.timeout(timeout_s), self._round_ended:
+                await self._round_ended.wait_for(lambda: self.is_settled and self.newest_number >= number)
+        except TimeoutError:
+            return ReloadReport(generation=number, is_accepted=not self.refusal, is_realised=False, message="still converging")
+        return self.outcome(number)
+
+    @property
+    def is_settled(self) -> bool:
+        return bool(self.refusal and not self.desired) or (self.desired is not None and not unsettled(self.desired.target, self.observe()))
+
+    def outcome(self, number: int) -> ReloadReport:
+        """How generation *number* ended, or the newer one that overtook it."""
+        number = max(number, self.newest_number)
+        message = self.refusal or (f"{self.rejection.model}: {self.rejection.reason}" if self.rejection else "")
+        is_realised = not message and self.serving is not None and not unserved(self.observe())
+        if not message and not is_realised:
+            message = "not every model is served: " + ", ".join(unserved(self.observe()))
+        return ReloadReport(generation=number, is_accepted=not self.refusal, is_realised=is_realised, message=message)
+
+    def observe(self) -> Observed:
+        return Observed(
+            engines={key: record.view(self.router.in_flight(key)) for key, record in self.executor.engines.items()},
+            sources={source: record.view for source, record in self.executor.sources.items()},
+            serving=self.serving.target if self.serving else None,
+            published=self.published,
+            demanded=self.router.demanded,
+            budget_bytes=self.budget_bytes,
+        )
+
+    def spec_of(self, key: EngineKey) -> ModelSpec:
+        """The spec that an engine is built from."""
+        for generation in (self.desired, self.serving):
+            if generation and (spec := generation.spec_of(key)):
+                return spec
+        raise KeyError(str(key))
+
+    def restart_fields(self) -> tuple[str, ...]:
+        """Settings in the wanted manifest that only a restart of the daemon brings into force."""
+        if self.desired is None:
+            return ()
+        changes = server_changes(self._server, self.desired.manifest.server)
+        return tuple(change.path for change in changes if change.change == Change.DAEMON)
+
+    def endpoint(self, key: EngineKey) -> Endpoint:
+        return self.executor.engines[key].engine.endpoint
+
+    def _round(self, desired: Generation) -> float | None:
+        actions = plan(desired.target, self.observe(), self._world.now())
+        for action in actions:
+            match action:
+                case Publish(routing):
+                    self._publish(routing)
+                case Reject():
+                    self._reject(action)
+                case _:
+                    self.executor.execute(action)
+        timeout_s = self._close_round()
+        return 0.0 if actions else timeout_s
+
+    def _close_round(self) -> float | None:
+        assert self.desired is not None
+        observed, now = self.observe(), self._world.now()
+        self._refresh_table(observed, now)
+        facts = Facts(self.desired.target, observed, self.newest_number, self.refusal, self.rejection, self.restart_fields())
+        before, self.conditions = self.conditions, conditions(self.conditions, facts, datetime.now(UTC))
+        self._tell_changes(before)
+        moving = unsettled(self.desired.target, observed)
+        self._note_realised(observed, bool(moving))
+        self._on_round("; ".join(moving) or self._summary(observed))
+        return next_wake_s(observed, self.desired.target, now)
+
+    def _publish(self, routing: Published) -> None:
+        assert self.desired is not None
+        is_flip = self.serving is None or routing.generation != self.serving.number
+        if is_flip:
+            self.serving = self.desired
+            log.set_level(self.desired.manifest.server.log_level)
+            self._events.emit(log.GENERATION_WAS_PUBLISHED, generation=routing.generation)
+        self.published = routing
+        self._refresh_table(self.observe(), self._world.now())
+
+    def _reject(self, action: Reject) -> None:
+        tail = next((r.tail for r in self.executor.engines.values() if r.key.model == action.model and r.reason == action.reason), ())
+        self.rejection = RejectionReport(generation=action.generation, model=action.model, reason=action.reason, tail=tail)
+        self.desired = self.serving
+        self._events.emit(
+            log.GENERATION_WAS_ROLLED_BACK, level="error", generation=action.generation, model=action.model, reason=action.reason
+        )
+
+    def _refresh_table(self, observed: Observed, now: float) -> None:
+        if self.serving is None or self.published is None:
+            return
+        table = route_table(self.serving, self.published, observed, self.endpoint, now, self._started_at)
+        if table != self.router.table:
+            self.router.publish(table)
+
+    def _tell_changes(self, before: tuple[Condition, ...]) -> None:
+        known = {condition.type: condition.status for condition in before}
+        for condition in self.conditions:
+            if known.get(condition.type) != condition.status:
+                self._events.emit(
+                    log.CONDITION_CHANGED,
+                    condition=condition.type.value,
+                    status=condition.status,
+                    reason=condition.reason,
+                    message=condition.message,
+                )
+
+    def _note_realised(self, observed: Observed, is_moving: bool) -> None:
+        serving = self.serving
+        if serving is None or serving.number == self._realised_number or is_moving or unserved(observed):
+            return
+        if self.desired is serving and not self.rejection:
+            self._realised_number = serving.number
+            self._on_realised(serving)
+
+    def _summary(self, observed: Observed) -> str:
+        ready = sum(view.state is EngineState.READY for view in observed.engines.values())
+        number = self.serving.number if self.serving else 0
+        return f"generation {number}, {ready} engines ready"
+
+    def _has_failures(self) -> bool:
+        return any(record.failures for record in self.executor.engines.values()) or any(
+            record.view.failures for record in self.executor.sources.values()
+        )
+
+    def _new_number(self, etag: str) -> None:
+        self.newest_number, self.newest_etag = self.newest_number + 1, etag
+        self._wake.set()

@@ -1,0 +1,70 @@
+"""Turn what is published into the table that requests are routed by. Pure."""
+
+from collections.abc import Callable
+from typing import TypedDict
+
+from axiond.engine.engine import Endpoint
+from axiond.reconcile.generation import Generation
+from axiond.reconcile.state import EngineKey, EngineState, EngineView, ModelTarget, Observed, Published, SourceState
+from axiond.routing.table import Pool, RouteTable
+
+FAILING = frozenset({EngineState.BACKOFF, EngineState.FAILED})
+RETRY_WHEN_FAILED_S = 60
+
+
+def route_table(
+    generation: Generation, published: Published, observed: Observed, endpoint: Callable[[EngineKey], Endpoint], now: float, created: int
+) -> RouteTable:
+    """The table for *generation*, with the endpoints of *published* and, for models without one, whether to wait or why not."""
+    manifest, server = generation.manifest, generation.manifest.server
+    return RouteTable(
+        generation=generation.number,
+        pools={
+            name: Pool(
+                model=name,
+                spec=manifest.models[name],
+                endpoints=tuple(endpoint(key) for key in published.endpoints.get(name, ())),
+                is_lazy=model.is_lazy,
+                **_outlook(model, observed, now),
+            )
+            for name, model in generation.target.models.items()
+        },
+        names=manifest.public_names(),
+        routes={route.name: route for route in manifest.routes},
+        created=created,
+        max_queue=server.max_queue,
+        queue_timeout_s=server.queue_timeout_s,
+        api_keys=frozenset(key.get_secret_value() for key in server.api_keys),
+    )
+
+
+class Outlook(TypedDict, total=False):
+    is_coming: bool
+    reason: str
+    retry_after_s: int
+
+
+def _outlook(model: ModelTarget, observed: Observed, now: float) -> Outlook:
+    views = [view for key in model.engines() if (view := observed.engines.get(key))]
+    troubled = [view for view in views if view.state in FAILING or view.failures]
+    if troubled and not any(view.state is EngineState.READY for view in views):
+        return {
+            "is_coming": False,
+            "reason": troubled[0].reason or "restarting after a failure",
+            "retry_after_s": _retry_after_s(troubled, now),
+        }
+    source = observed.sources.get(model.source)
+    if source and source.state is SourceState.FAILED:
+        return {"is_coming": False, "reason": source.reason, "retry_after_s": max(1, round(source.retry_at - now))}
+    return {"is_coming": not model.is_lazy or model.name in observed.demanded, "reason": _progress(views, source.reason if source else "")}
+
+
+def _progress(views: list[EngineView], fetching: str) -> str:
+    if views:
+        return f"engine is {views[0].state}"
+    return f"fetching the model: {fetching}" if fetching else "engine has not started yet"
+
+
+def _retry_after_s(troubled: list[EngineView], now: float) -> int:
+    waits = [view.retry_at - now for view in troubled if view.state is EngineState.BACKOFF]
+    return max(1, round(min(waits))) if waits else RETRY_WHEN_FAILED_S
