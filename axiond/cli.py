@@ -1,0 +1,301 @@
+"""The command line: arguments to exit code, one small function per subcommand."""
+
+import asyncio
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, cast
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from axiond import __version__
+from axiond.client import AdminClient
+from axiond.errors import AxiondError, DaemonUnreachable
+from axiond.render import event_line, exit_code, plan_view, status_view
+from axiond.report import Report, Status
+
+DEFAULT_MANIFEST: Final = Path("/etc/axiond/axiond.toml")
+DEFAULT_SOCKET: Final = Path("/run/axiond/admin.sock")
+OK, FAILED, CHANGES = 0, 1, 2
+_PIPE_WIDTH: Final = 160
+_REFRESH_S: Final = 1.0
+# typer does not export the class of wrong usage, only this child of it.
+_UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+
+app = typer.Typer(
+    help="Serve many language models on one CPU server: one manifest, hot reload, nothing dropped.\n\n"
+    "Start with [bold]axiond check[/bold], then [bold]axiond serve[/bold]; edit the manifest at any time.",
+    epilog="Exit codes: 0 all is well or nothing to do, 1 error, 2 changes (plan) or not all is well (status).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_MANIFEST_HELP: Final = "The manifest, TOML or JSON."
+_OF_DAEMON: Final = "The daemon"
+Manifest = Annotated[Path, typer.Argument(envvar="AXIOND_MANIFEST", help=_MANIFEST_HELP)]
+ManifestOption = Annotated[
+    Path,
+    typer.Option(
+        "--manifest",
+        envvar="AXIOND_MANIFEST",
+        rich_help_panel=_OF_DAEMON,
+        help="The daemon's manifest, read only to find its admin socket.",
+    ),
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket",
+        envvar="AXIOND_ADMIN_SOCKET",
+        rich_help_panel=_OF_DAEMON,
+        help="The daemon's admin socket; found through the manifest if unset.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Entry point. Wrong usage exits 1, so that 2 always means what the commands say."""
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as exc:
+        exc.show()
+        code = FAILED
+    except AxiondError as exc:
+        _complain(str(exc))
+        code = FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _axiond(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"axiond {__version__}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel="Serve")
+def serve(manifest: Manifest = DEFAULT_MANIFEST) -> None:
+    """
+    Run the daemon in the foreground until SIGTERM.
+
+    It keeps the engines as the manifest says, follows every change of the file (SIGHUP: look now), and answers the OpenAI API.
+
+    Example: axiond serve etc/axiond/quickstart.toml
+    """
+    from axiond import daemon  # half a second of imports that no other command needs
+
+    raise typer.Exit(daemon.run(manifest))
+
+
+@app.command(rich_help_panel="Change")
+def plan(manifest: Manifest = DEFAULT_MANIFEST, socket: Socket = None, as_json: Json = False) -> None:
+    """
+    Show what a manifest would do, without doing it.
+
+    Per model the verdict and the fields responsible. Strategy surge starts the new engine beside the old; stop-first has no room for both.
+
+    Exit code 0: nothing to do. 2: changes. 1: error.
+
+    Example: cp /etc/axiond/axiond.toml new.toml; vi new.toml; axiond plan new.toml
+    """
+    raise typer.Exit(_run(_plan(manifest, _find_socket(socket, manifest), as_json)))
+
+
+@app.command(rich_help_panel="Change")
+def reload(
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when the change is realised or refused.")] = True,
+    timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Longest wait.")] = 600.0,
+    manifest: ManifestOption = DEFAULT_MANIFEST,
+    socket: Socket = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Have the daemon read its manifest again, now.
+
+    If it is refused or rolled back, the last good generation keeps serving, and the reason is on standard error.
+
+    Exit code 0: the new generation is served (with --no-wait: accepted). 1: it is not.
+
+    Example: axiond reload --timeout 1200
+    """
+    raise typer.Exit(_run(_reload(_find_socket(socket, manifest), wait, timeout_s, as_json)))
+
+
+@app.command(rich_help_panel="Look")
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing, until Ctrl-C.")] = False,
+    manifest: ManifestOption = DEFAULT_MANIFEST,
+    socket: Socket = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Show generation, conditions, models and engines.
+
+    Exit code 0: the newest manifest is served in full. 2: not yet, degraded, or rolled back. 1: the daemon cannot be reached.
+
+    Example: axiond status --json | jq '.engines[] | {key, state, memory_bytes}'
+    """
+    found = _find_socket(socket, manifest)
+    raise typer.Exit(_run(_watch(found, as_json) if watch else _status(found, as_json)))
+
+
+@app.command(rich_help_panel="Look")
+def events(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, as_json: Json = False) -> None:
+    """
+    Follow what happens, one line per event.
+
+    Example: axiond events --json | jq 'select(.name == "engine.exited")'
+    """
+    raise typer.Exit(_run(_events(_find_socket(socket, manifest), as_json)))
+
+
+async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
+    text = _read(manifest)
+    async with AdminClient(socket) as admin:
+        report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
+    _print(report if as_json else plan_view(report))
+    for problem in report.problems:
+        _complain(problem)
+    return FAILED if report.problems else OK if report.is_empty else CHANGES
+
+
+async def _reload(socket: Path, wait: bool, timeout_s: float, as_json: bool) -> int:
+    async with AdminClient(socket) as admin:
+        report = await admin.reload(wait=wait, timeout_s=timeout_s)
+    is_good = report.is_realised if wait else report.is_accepted
+    if as_json:
+        _print(report)
+    elif is_good:
+        _print(f"generation {report.generation} {'is served' if report.is_realised else 'was accepted'}. {report.message}".rstrip())
+    else:
+        verdict = "was not realised" if report.is_accepted else "was rejected"
+        _complain(f"generation {report.generation} {verdict}: {report.message}")
+    return OK if is_good else FAILED
+
+
+async def _status(socket: Path, as_json: bool) -> int:
+    async with AdminClient(socket) as admin:
+        report = await admin.status()
+    _print(report if as_json else _view(report))
+    return exit_code(report)
+
+
+async def _watch(socket: Path, as_json: bool) -> int:
+    """Ask again after every event, and every second for the durations."""
+    wake = asyncio.Event()
+
+    async def listen(admin: AdminClient) -> None:
+        async for _ in admin.events():
+            wake.set()
+        raise DaemonUnreachable(str(socket), "it ended the stream of events")
+
+    async def show(admin: AdminClient, live: Live) -> None:
+        while True:
+            report = await admin.status()
+            if as_json:
+                _print_line(report)
+            else:
+                live.update(_view(report), refresh=True)
+            await _first_of(wake, _REFRESH_S)
+            wake.clear()
+
+    async with AdminClient(socket) as admin:
+        with Live(console=_console(), auto_refresh=False, screen=sys.stdout.isatty() and not as_json) as live:
+            await _all(listen(admin), show(admin, live))
+    return OK
+
+
+async def _events(socket: Path, as_json: bool) -> int:
+    async with AdminClient(socket) as admin:
+        async for event in admin.events():
+            if as_json:
+                _print_line(event)
+            else:
+                _print(event_line(event))
+    raise DaemonUnreachable(str(socket), "it ended the stream of events")
+
+
+async def _all(*work: Coroutine[Any, Any, None]) -> None:
+    """Run until the first error, and raise that one error bare."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except* AxiondError as group_error:
+        raise group_error.exceptions[0] from None
+
+
+async def _first_of(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    try:
+        return asyncio.run(work)
+    except DaemonUnreachable as exc:
+        _complain(f"{exc}\nIs it running? Try: systemctl status axiond. Another socket is named with --socket or AXIOND_ADMIN_SOCKET.")
+        return FAILED
+
+
+def _find_socket(option: Path | None, manifest: Path) -> Path:
+    """The option or its variable, else what the manifest says, else the default; a broken manifest must not hide a daemon."""
+    if option:
+        return option
+    try:
+        text = manifest.read_text()
+        server = (json.loads(text) if manifest.suffix == ".json" else tomllib.loads(text))["server"]
+        return Path(server.get("admin_socket") or Path(server["runtime_dir"]) / "admin.sock")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return DEFAULT_SOCKET
+
+
+def _read(manifest: Path) -> bytes:
+    try:
+        return manifest.read_bytes()
+    except OSError as exc:
+        raise AxiondError(f"{manifest}: {exc.strerror}") from exc
+
+
+def _view(report: Status) -> RenderableType:
+    return status_view(report, datetime.now(UTC))
+
+
+def _console() -> Console:
+    """Strings are printed literally; a pipe gets lines wide enough not to break tables."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def _print(output: RenderableType | Report) -> None:
+    if isinstance(output, Report):
+        typer.echo(output.model_dump_json(indent=2))
+    else:
+        _console().print(output, soft_wrap=isinstance(output, str))
+
+
+def _print_line(report: Report) -> None:
+    sys.stdout.write(report.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"axiond: {message}\n")

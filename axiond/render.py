@@ -1,0 +1,176 @@
+"""
+Reports as tables for people. Pure: report in, rich renderable out; the clock comes in as *now*.
+
+Strings are meant literally: the console that prints them has markup, emoji and highlighting off.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from axiond.report import Condition, EngineReport, Event, FieldChange, ModelReport, PlanReport, SourceReport, Status
+
+_STYLES: Final = {
+    "ready": "green", "starting": "yellow", "fetching": "yellow", "draining": "cyan", "stopping": "cyan", "backoff": "red",
+    "failed": "red", "none": "dim", "live": "green", "scale": "yellow", "load": "yellow", "restart": "yellow", "unload": "red",
+}  # fmt: skip
+_BAD_WHEN_TRUE: Final = frozenset({"Degraded", "RolledBack"})
+_VERDICT_WORDS: Final = {
+    "load": "to load", "restart": "to restart", "scale": "to scale", "unload": "to unload", "live": "changed live", "none": "unchanged",
+}  # fmt: skip
+_MAX_VALUE_CHARS: Final = 60
+
+
+def status_view(status: Status, now: datetime) -> RenderableType:
+    """Everything `axiond status` shows."""
+    parts: list[RenderableType] = [_headline(status), _conditions(status.conditions, now)]
+    if status.models:
+        parts.append(_models(status.models))
+    if status.engines:
+        parts.append(_engines(status.engines, now))
+    if any(source.state != "ready" for source in status.sources):
+        parts.append(_sources(status.sources))
+    parts += [_last_words(engine) for engine in status.engines if engine.tail and engine.state in ("failed", "backoff")]
+    return Group(*(line for part in parts for line in (part, "")))
+
+
+def plan_view(plan: PlanReport) -> RenderableType:
+    """Per model what would happen and which fields are responsible; last, the sum."""
+    table = _table("Model", "Verdict", "Strategy", "Fields", ">Memory")
+    for change in plan.models:
+        table.add_row(
+            change.model,
+            _styled(change.verdict),
+            change.strategy,
+            _fields(change.fields),
+            _size(change.memory_bytes) if change.memory_bytes else "",
+        )
+    for name, fields in (("[server]", plan.server), ("[[routes]]", plan.routes)):
+        if fields:
+            table.add_row(name, "", "", _fields(fields), "")
+    return Group(*([table] if table.row_count else []), plan_sentence(plan))
+
+
+def plan_sentence(plan: PlanReport) -> str:
+    """The sum of a plan, in words."""
+    if plan.is_empty:
+        return "Nothing to do: what runs is what the manifest says."
+    counts = Counter[str](change.verdict for change in plan.models)
+    words = [f"{counts[verdict]} {word}" for verdict, word in _VERDICT_WORDS.items() if counts[verdict]]
+    words += ["server settings changed"] if plan.server else []
+    words += ["routes changed"] if plan.routes else []
+    needs_restart = any(field.change == "daemon" for field in plan.server)
+    return f"Plan: {', '.join(words)}." + (" Some settings take effect when axiond itself restarts." if needs_restart else "")
+
+
+def event_line(event: Event) -> Text:
+    """One event as one line."""
+    fields = " ".join(f"{name}={_value(value)}" for name, value in event.fields.items())
+    return Text.assemble((f"{event.time:%H:%M:%S} ", "dim"), (event.name, "bold"), f" {fields}" if fields else "")
+
+
+def exit_code(status: Status) -> int:
+    """0 when the newest manifest is served in full, else 2."""
+    holds = {str(condition.type): condition.status == "True" for condition in status.conditions}
+    return 0 if holds.get("Ready") and not holds.get("Degraded") and not holds.get("RolledBack") else 2
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 42s, 5m12s, 3h07m, 2d04h."""
+    whole = max(0, int(seconds))
+    for unit_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit_s:
+            return f"{whole // unit_s}{unit}{whole % unit_s // part_s:02d}{part}"
+    return f"{whole}s"
+
+
+def _headline(status: Status) -> Text:
+    acted = "" if status.observed_generation == status.generation else f", acted on {status.observed_generation}"
+    serving = f"serving {status.serving_generation}" if status.serving_generation else "serving none yet"
+    settled = "settled" if status.is_settled else "in progress"
+    memory = f", daemon {_size(status.daemon_memory_bytes)}" if status.daemon_memory_bytes else ""
+    return Text.assemble(
+        (f"axiond {status.version}", "bold"),
+        f"  {status.manifest}\ngeneration {status.generation}{acted}, {serving}, {settled}{memory}",
+    )
+
+
+def _conditions(conditions: Iterable[Condition], now: datetime) -> Table:
+    table = _table("Condition", "Status", "For", "Reason", "Message")
+    for condition in conditions:
+        is_bad = condition.status == ("True" if condition.type in _BAD_WHEN_TRUE else "False") and condition.type != "Progressing"
+        age = duration((now - condition.last_transition_time).total_seconds())
+        table.add_row(condition.type, Text(condition.status, "red" if is_bad else ""), age, condition.reason, condition.message)
+    return table
+
+
+def _models(models: Iterable[ModelReport]) -> Table:
+    table = _table("Model", "State", "Load", ">Replicas", ">Queued", ">In flight", "Names", "Reason")
+    for model in models:
+        counts = (str(model.replicas), str(model.queued), str(model.in_flight))
+        table.add_row(model.name, _styled(model.state), model.load, *counts, ", ".join(model.names), model.reason)
+    return table
+
+
+def _engines(engines: Iterable[EngineReport], now: datetime) -> Table:
+    table = _table("Engine", "State", "Since", "Routed", "Pids", "Cores", ">Memory", ">In flight", "Reason")
+    for engine in engines:
+        table.add_row(
+            engine.key,
+            _styled(engine.state),
+            duration((now - engine.since).total_seconds()),
+            "yes" if engine.is_routed else "no",
+            " ".join(map(str, engine.pids)),
+            engine.cores,
+            _size(engine.memory_bytes) if engine.memory_bytes else f"~{_size(engine.memory_estimate_bytes)}",
+            str(engine.in_flight),
+            engine.reason,
+        )
+    return table
+
+
+def _sources(sources: Iterable[SourceReport]) -> Table:
+    table = _table("Source", "State", ">Weights", "Reason")
+    for source in sources:
+        table.add_row(source.source, _styled(source.state), _size(source.weight_bytes) if source.weight_bytes else "", source.reason)
+    return table
+
+
+def _last_words(engine: EngineReport) -> RenderableType:
+    head = Text(f"Last lines of {engine.key}:", "bold red")
+    return Group(head, Padding("\n".join(engine.tail), (0, 0, 0, 2)))
+
+
+def _table(*columns: str) -> Table:
+    """A plain table; a column name that starts with > is set right."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _styled(word: str) -> Text:
+    return Text(word, _STYLES.get(word, ""))
+
+
+def _fields(fields: Iterable[FieldChange]) -> Text:
+    return Text("\n").join(
+        Text.assemble(field.path, ": ", (_value(field.old), "red"), " -> ", (_value(field.new), "green"), (f" ({field.change})", "dim"))
+        for field in fields
+    )
+
+
+def _value(value: Any) -> str:
+    text = "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= _MAX_VALUE_CHARS else one_line[: _MAX_VALUE_CHARS - 1] + "…"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
