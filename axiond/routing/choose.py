@@ -1,0 +1,65 @@
+"""Which model answers a name, and which of its engines."""
+
+from collections.abc import Container, Mapping, Sequence
+
+from rapidfuzz import process
+
+from axiond.engine.engine import Endpoint
+from axiond.errors import RequestError
+from axiond.manifest.spec import Weighted
+from axiond.reconcile.state import EngineKey
+from axiond.routing.table import Pool, RouteTable
+
+LONGEST_NAME = 128
+
+
+def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...]:
+    """
+    Name the models that may answer *requested*, best first.
+
+    Args:
+        table: the routing in force.
+        requested: a model's name, alias or adapter, or a declared route.
+        draw: in [0, 1); chooses among a route's weighted models.
+
+    Raises:
+        RequestError: 404 with the nearest names, or 503 before any generation is served.
+    """
+    if (model := table.names.get(requested)) in table.pools:
+        return (model,) if model is not None else ()
+    if route := table.routes.get(requested):
+        chosen = (_draw_model(route.models, draw), *route.fallback)
+        models = dict.fromkeys(table.names.get(name, name) for name in chosen)
+        if known := tuple(model for model in models if model in table.pools):
+            return known
+    if table.generation == 0:
+        raise RequestError(503, "not_ready", "No manifest is served yet; try again shortly.", retry_after_s=5)
+    raise RequestError(404, "model_not_found", _unknown(table, requested), param="model")
+
+
+def pick(pool: Pool, in_flight: Mapping[EngineKey, int], exclude: Container[EngineKey] = ()) -> Endpoint | None:
+    """The engine with the fewest requests; the first of equals."""
+    free = (endpoint for endpoint in pool.endpoints if endpoint.key not in exclude)
+    return min(free, key=lambda endpoint: in_flight.get(endpoint.key, 0), default=None)
+
+
+def engine_name(pool: Pool, endpoint: Endpoint, requested: str) -> str:
+    """What *endpoint* calls *requested*: adapters keep their name, everything else is the engine's model."""
+    is_adapter = requested in endpoint.adapters or requested in pool.spec.lora
+    return requested if is_adapter else endpoint.model_name
+
+
+def _draw_model(shares: Sequence[Weighted], draw: float) -> str:
+    point = draw * sum(share.weight for share in shares)
+    for share in shares:
+        point -= share.weight
+        if point < 0:
+            return share.model
+    return next(share.model for share in reversed(shares) if share.weight)
+
+
+def _unknown(table: RouteTable, requested: str) -> str:
+    shown = requested[:LONGEST_NAME]
+    names = process.extract(shown, (*table.names, *table.routes), limit=3, score_cutoff=60)
+    near = ", ".join(f"`{name}`" for name, _, _ in names)
+    return f"The model `{shown}` does not exist." + (f" Did you mean {near}?" if near else " GET /v1/models lists what there is.")

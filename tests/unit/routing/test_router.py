@@ -1,0 +1,146 @@
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from axiond.engine.engine import Endpoint
+from axiond.errors import RequestError
+from axiond.manifest.spec import ModelSpec
+from axiond.reconcile.state import EngineKey
+from axiond.routing.router import Lease, Router
+from axiond.routing.table import Pool, RouteTable
+
+OLD, NEW = EngineKey("m", "old"), EngineKey("m", "new")
+
+
+def table(*keys: EngineKey, is_coming: bool = False, is_lazy: bool = False, max_queue: int = 8, queue_timeout_s: float = 60) -> RouteTable:
+    spec = ModelSpec(source="/m", load="lazy" if is_lazy else "eager")
+    pool = Pool("m", spec, tuple(Endpoint(key, "m") for key in keys), is_coming, is_lazy, reason="it broke", retry_after_s=7)
+    return RouteTable(1, {"m": pool}, {"m": "m"}, max_queue=max_queue, queue_timeout_s=queue_timeout_s)
+
+
+class Calls:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+@pytest.fixture
+def changes() -> Calls:
+    return Calls()
+
+
+@pytest.fixture
+def router(changes: Calls) -> Router:
+    return Router(changes)
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_the_last_release_of_an_engine_is_announced(router: Router, changes: Calls) -> None:
+    router.publish(table(OLD))
+    with await router.lease("m", 0.0):
+        with await router.lease("m", 0.0):
+            assert router.in_flight(OLD) == 2
+        assert (router.in_flight(OLD), changes.count) == (1, 0)
+    assert (router.in_flight(OLD), changes.count) == (0, 1)
+
+
+async def test_a_lease_outlives_the_table_it_was_taken_from(router: Router) -> None:
+    router.publish(table(OLD))
+    with await router.lease("m", 0.0) as lease:
+        router.publish(table(NEW))
+        assert (lease.endpoint.key, router.in_flight(OLD)) == (OLD, 1)
+        with await router.lease("m", 0.0) as later:
+            assert later.endpoint.key == NEW
+
+
+@pytest.mark.parametrize("routed_next", [pytest.param(NEW, id="swap-succeeded"), pytest.param(OLD, id="swap-failed")])
+async def test_held_requests_go_in_order_to_whatever_is_routed_next(router: Router, routed_next: EngineKey) -> None:
+    router.publish(table(is_coming=True))
+    order: list[int] = []
+
+    async def ask(number: int) -> EngineKey:
+        with await router.lease("m", 0.0) as lease:
+            order.append(number)
+            return lease.endpoint.key
+
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(ask(number)) for number in range(5)]
+        await settle()
+        assert router.queued("m") == 5
+        router.publish(table(is_coming=True))
+        await settle()
+        assert router.queued("m") == 5
+        router.publish(table(routed_next))
+    assert ([task.result() for task in asked], order) == ([routed_next] * 5, [0, 1, 2, 3, 4])
+    assert (router.queued("m"), router.in_flight(routed_next)) == (0, 0)
+
+
+async def test_a_held_request_is_refused_once_nothing_is_coming(router: Router) -> None:
+    router.publish(table(is_coming=True))
+    waiting = asyncio.create_task(router.lease("m", 0.0))
+    await settle()
+    router.publish(table())
+    with pytest.raises(RequestError, match="it broke") as caught:
+        await waiting
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "model_unavailable", 7)
+
+
+async def test_a_full_queue_refuses(router: Router) -> None:
+    router.publish(table(is_coming=True, max_queue=1))
+    waiting = asyncio.create_task(router.lease("m", 0.0))
+    await settle()
+    with pytest.raises(RequestError) as caught:
+        await router.lease("m", 0.0)
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (429, "queue_full", 7)
+    waiting.cancel()
+
+
+async def test_waiting_ends_at_its_deadline(router: Router) -> None:
+    router.publish(table(is_coming=True, queue_timeout_s=0.01))
+    with pytest.raises(RequestError, match=r"not ready within 0\.01 s: it broke") as caught:
+        await router.lease("m", 0.0)
+    assert (caught.value.status, caught.value.code, router.queued("m")) == (503, "queue_timeout", 0)
+
+
+@pytest.mark.parametrize("is_published_first", [False, True], ids=["while-waiting", "in-the-step-it-was-woken"])
+async def test_a_cancelled_waiter_leaves_nothing_behind(router: Router, is_published_first: bool) -> None:
+    router.publish(table(is_coming=True))
+    waiting = asyncio.create_task(router.lease("m", 0.0))
+    await settle()
+    if is_published_first:
+        router.publish(table(OLD))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (router.queued("m"), router.in_flight(OLD)) == (0, 0)
+
+
+async def test_a_lazy_model_is_demanded_once_and_remembered_while_it_stays_lazy(router: Router, changes: Calls) -> None:
+    router.publish(table(is_lazy=True))
+    waiting = [asyncio.create_task(router.lease("m", 0.0)) for _ in range(2)]
+    await settle()
+    assert (router.demanded, changes.count) == ({"m"}, 1)
+    router.publish(table(OLD, is_lazy=True))
+    for lease in await asyncio.gather(*waiting):
+        lease.__exit__(None, None, None)
+    assert router.demanded == {"m"}
+    router.publish(table(OLD))
+    assert router.demanded == frozenset()
+
+
+async def test_a_failed_engine_is_left_out_and_others_are_not_waited_for(router: Router) -> None:
+    router.publish(table(OLD, NEW))
+    with await router.lease("m", 0.0, failed={OLD}) as lease:
+        assert lease.endpoint.key == NEW
+    router.publish(replace(table(is_coming=True)))
+    with pytest.raises(RequestError) as caught:
+        await router.lease("m", 0.0, failed={OLD})
+    assert caught.value.code == "engine_failed"
+    assert isinstance(lease, Lease)
