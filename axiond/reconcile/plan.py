@@ -108,14 +108,20 @@ class _Round:
         return None
 
     def starts(self) -> Iterator[Action]:
-        """Fetch and start what is wanted, as far as memory reaches; note who has to yield for the first that does not fit."""
+        """
+        Fetch and start what is wanted, as far as memory reaches.
+
+        What does not fit waits until all else is proven; only then has a serving engine to yield for it.
+        """
         used = sum(view.memory_bytes for view in self.observed.engines.values() if view.state in HOLDS_MEMORY)
         fetching: set[str] = set()
+        is_proving = any(self.state(key) is EngineState.STARTING for key in self.gating)
         for key in self.wanted:
             model = self.desired.models[key.model]
             if not self._may_start(key):
                 continue
             if not self._has_source(model):
+                is_proving |= key in self.gating
                 if self._may_fetch(model) and model.source not in fetching:
                     fetching.add(model.source)
                     yield Fetch(model.source)
@@ -124,8 +130,9 @@ class _Round:
             needed = used + estimate - self.observed.budget_bytes
             if needed <= 0:
                 used += estimate
+                is_proving |= key in self.gating
                 yield Start(key, model.source, self.desired.generation, estimate)
-            elif key in self.gating:
+            elif key in self.gating and not is_proving:
                 self._make_room(key, needed)
                 return
 
@@ -144,9 +151,7 @@ class _Round:
         return source is None or (source.state is SourceState.FAILED and self.now >= source.retry_at)
 
     def _make_room(self, key: EngineKey, needed: int) -> None:
-        """Choose serving engines that stop first so that *key* can start; they are started again if it fails."""
-        if any(self.state(other) is EngineState.STARTING for other in self.gating):
-            return
+        """Choose serving engines that stop so that *key* can start; they are started again if it fails."""
         holding = {k: v for k, v in self.observed.engines.items() if v.state in HOLDS_MEMORY and k not in self.wanted}
         freed = sum(view.memory_bytes for k, view in holding.items() if k not in self.serving_keys)
         order = sorted(

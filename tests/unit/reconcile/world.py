@@ -1,0 +1,134 @@
+"""A world in memory for plan(): applies actions as a faultless executor would, and lets what is on its way arrive."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from axiond.reconcile import actions as do
+from axiond.reconcile.plan import plan
+from axiond.reconcile.state import (
+    TRANSITIONS,
+    EngineKey,
+    EngineState,
+    EngineView,
+    ModelTarget,
+    Observed,
+    SourceState,
+    SourceView,
+    Target,
+)
+
+GIB = 2**30
+S = EngineState
+
+
+def model(name="m", digest="new", source="src", gib=4, **rest):
+    return ModelTarget(name=name, digest=digest, source=source, fixed_bytes=gib * GIB, **rest)
+
+
+def target(generation, *models):
+    return Target(generation, {m.name: m for m in models})
+
+
+def view(key, state, generation=1, **rest):
+    return EngineView(key=key, state=state, since=0.0, generation=generation, memory_bytes=rest.pop("gib", 4) * GIB, **rest)
+
+
+class World:
+    """*broken* engines fail whenever they start; *budget_gib* bounds what may run at once."""
+
+    def __init__(self, serving=None, engines: Iterable[EngineView] = (), published=None, budget_gib=1000, broken=frozenset()):
+        self.now = 100.0
+        self.broken = set(broken)
+        self.log: list[do.Action] = []
+        self.rejected: list[int] = []
+        self.targets = {serving.generation: serving} if serving else {}
+        self.observed = Observed(
+            engines={v.key: v for v in engines},
+            sources={"src": SourceView(SourceState.READY)},
+            serving=serving,
+            published=published,
+            budget_bytes=budget_gib * GIB,
+        )
+
+    def want(self, desired: Target) -> None:
+        self.targets[desired.generation] = self.desired = desired
+
+    def set_state(self, key: EngineKey, state: EngineState, **changes) -> None:
+        old = self.observed.engines[key]
+        assert state in TRANSITIONS[old.state], f"{key}: {old.state} -> {state}"
+        self._engines({**self.observed.engines, key: replace(old, state=state, since=self.now, **changes)})
+
+    def apply(self, action: do.Action) -> None:  # noqa: C901  one case an action
+        self.log.append(action)
+        engines = dict(self.observed.engines)
+        match action:
+            case do.Fetch(source):
+                self.observed = replace(self.observed, sources={**self.observed.sources, source: SourceView(SourceState.READY)})
+            case do.Start(key, _, generation, memory):
+                if key in engines:
+                    self.set_state(key, S.STARTING)
+                else:
+                    self._engines({**engines, key: EngineView(key, S.STARTING, self.now, generation, memory_bytes=memory)})
+            case do.Publish(routing):
+                for keys in routing.endpoints.values():
+                    assert all(engines[key].state is S.READY for key in keys), f"routed to an engine that is not ready: {routing}"
+                self.observed = replace(self.observed, published=routing, serving=self.targets[routing.generation])
+            case do.Drain(key):
+                assert key not in self.routed(), f"drained while routed: {key}"
+                self.set_state(key, S.DRAINING)
+            case do.Resume(key):
+                self.set_state(key, S.READY)
+            case do.Stop(key):
+                assert key not in self.routed(), f"stopped while routed: {key}"
+                self.set_state(key, S.STOPPING)
+            case do.GiveUp(key):
+                self.set_state(key, S.FAILED)
+            case do.Forget(key):
+                if engines[key].state is not S.STOPPED:
+                    self.set_state(key, S.STOPPED)
+                self._engines({k: v for k, v in self.observed.engines.items() if k != key})
+            case do.Reject(generation):
+                self.rejected.append(generation)
+                self.desired = self.observed.serving
+
+    def routed(self) -> set[EngineKey]:
+        published = self.observed.published
+        return {key for keys in published.endpoints.values() for key in keys} if published else set()
+
+    def arrive(self) -> bool:
+        """Let the first thing that is on its way arrive; False when nothing is."""
+        for key, old in sorted(self.observed.engines.items()):
+            if old.state is S.STARTING and key.digest in self.broken:
+                self.set_state(key, S.BACKOFF, failures=old.failures + 1, retry_at=self.now + 1, reason="broken")
+                return True
+            if old.state is S.STARTING:
+                self.set_state(key, S.READY)
+                return True
+            if old.state is S.STOPPING:
+                self.set_state(key, S.STOPPED)
+                return True
+        waiting = [v.retry_at for v in self.observed.engines.values() if v.state is S.BACKOFF and v.retry_at > self.now]
+        if waiting:
+            self.now = min(waiting)
+            return True
+        return False
+
+    def round(self) -> tuple[do.Action, ...]:
+        actions = plan(self.desired, self.observed, self.now)
+        for action in actions:
+            self.apply(action)
+        assert sum(v.memory_bytes for v in self.observed.engines.values() if v.state in HOLDING) <= self.observed.budget_bytes
+        return actions
+
+    def settle(self, most_rounds=200) -> None:
+        """Run rounds until nothing is planned and nothing is on its way."""
+        for _ in range(most_rounds):
+            if not self.round() and not self.arrive():
+                return
+        raise AssertionError(f"does not settle: {self.log[-8:]}")
+
+    def _engines(self, engines) -> None:
+        self.observed = replace(self.observed, engines=engines)
+
+
+HOLDING = {S.STARTING, S.READY, S.DRAINING, S.STOPPING}
