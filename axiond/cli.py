@@ -66,7 +66,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 def main() -> None:
     """Entry point. Wrong usage exits 1, so that 2 always means what the commands say."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="axiond", standalone_mode=False)
     except _UsageError as exc:
         exc.show()
         code = FAILED

@@ -4,18 +4,19 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 import orjson
 from pydantic import ValidationError
 
 from axiond.errors import DaemonRefused, DaemonUnreachable
-from axiond.report import Event, PlanReport, ReloadReport, Status
+from axiond.report import Event, PlanReport, ReloadReport, Report, Status
 
 _ANSWER_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _MAX_EVENT_BYTES: Final = 2**20
+T = TypeVar("T", bound=Report)
 
 
 class AdminClient:
@@ -38,19 +39,17 @@ class AdminClient:
 
     async def status(self) -> Status:
         """What the daemon wants, has and does."""
-        return Status.model_validate(await self._ask("GET", "/admin/v1/status"))
+        return await self._ask(Status, "GET", "/admin/v1/status")
 
     async def plan(self, text: bytes, content_type: str) -> PlanReport:
         """What the manifest *text* would do."""
-        return PlanReport.model_validate(
-            await self._ask("POST", "/admin/v1/plan", data=text, headers={"Content-Type": content_type})
-        )
+        return await self._ask(PlanReport, "POST", "/admin/v1/plan", data=text, headers={"Content-Type": content_type})
 
     async def reload(self, *, wait: bool, timeout_s: float) -> ReloadReport:
         """Read the manifest again; with *wait*, return once it is realised or refused, or after *timeout_s*."""
         query = {"wait": str(int(wait)), "timeout": f"{timeout_s:g}"}
         deadline_s = _ANSWER_TIMEOUT_S + (timeout_s if wait else 0)
-        return ReloadReport.model_validate(await self._ask("POST", "/admin/v1/reload", params=query, deadline_s=deadline_s))
+        return await self._ask(ReloadReport, "POST", "/admin/v1/reload", params=query, deadline_s=deadline_s)
 
     async def events(self) -> AsyncIterator[Event]:
         """Follow what happens, until the daemon closes the stream. Has no deadline: nothing may happen for days."""
@@ -64,16 +63,18 @@ class AdminClient:
         except (aiohttp.ClientError, OSError) as exc:
             raise DaemonUnreachable(str(self._socket), _reason(exc)) from exc
 
-    async def _ask(self, method: str, path: str, *, deadline_s: float = _ANSWER_TIMEOUT_S, **request: Any) -> Any:
+    async def _ask(self, kind: type[T], method: str, path: str, *, deadline_s: float = _ANSWER_TIMEOUT_S, **request: Any) -> T:
         timeout = aiohttp.ClientTimeout(total=deadline_s, sock_connect=_CONNECT_TIMEOUT_S)
         try:
             async with self._session.request(method, path, timeout=timeout, **request) as response:
                 await _raise_for_error(response)
-                return orjson.loads(await response.read())
+                return kind.model_validate_json(await response.read())
         except TimeoutError as exc:
             raise DaemonUnreachable(str(self._socket), f"no answer within {deadline_s:g} s") from exc
-        except (aiohttp.ClientError, OSError, orjson.JSONDecodeError, ValidationError) as exc:
+        except (aiohttp.ClientError, OSError) as exc:
             raise DaemonUnreachable(str(self._socket), _reason(exc)) from exc
+        except ValidationError as exc:
+            raise DaemonRefused(200, f"{path} was answered with something else; is the daemon another version of axiond?") from exc
 
 
 def _reason(exc: Exception) -> str:

@@ -4,6 +4,7 @@ Reports as tables for people. Pure: report in, rich renderable out; the clock co
 Strings are meant literally: the console that prints them has markup, emoji and highlighting off.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -37,7 +38,7 @@ def status_view(status: Status, now: datetime) -> RenderableType:
     if any(source.state != "ready" for source in status.sources):
         parts.append(_sources(status.sources))
     parts += [_last_words(engine) for engine in status.engines if engine.tail and engine.state in ("failed", "backoff")]
-    return Group(*(line for part in parts for line in (part, "")))
+    return Group(*[line for part in parts for line in (part, "")][:-1])
 
 
 def plan_view(plan: PlanReport) -> RenderableType:
@@ -54,7 +55,7 @@ def plan_view(plan: PlanReport) -> RenderableType:
     for name, fields in (("[server]", plan.server), ("[[routes]]", plan.routes)):
         if fields:
             table.add_row(name, "", "", _fields(fields), "")
-    return Group(*([table] if table.row_count else []), plan_sentence(plan))
+    return Group(table, "", plan_sentence(plan)) if table.row_count else Text(plan_sentence(plan))
 
 
 def plan_sentence(plan: PlanReport) -> str:
@@ -167,7 +168,7 @@ def _fields(fields: Iterable[FieldChange]) -> Text:
 
 
 def _value(value: Any) -> str:
-    text = "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     one_line = " ".join(text.split())
     return one_line if len(one_line) <= _MAX_VALUE_CHARS else one_line[: _MAX_VALUE_CHARS - 1] + "…"
 

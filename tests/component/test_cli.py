@@ -1,0 +1,273 @@
+"""The command line against a real HTTP server on a real Unix socket, each command a real process."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from axiond.report import Event, PlanReport, ReloadReport, Report
+from tests.fakes.reports import busy_plan, healthy, rolled_back
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+NOT_REALISED = "chat: exited with code 1 before it was ready"
+
+
+@dataclass
+class FakeDaemon:
+    """Answers every admin request with *answer*, and remembers them."""
+
+    folder: Path
+    answer: Handler | None = None
+    requests: list[tuple[str, str, bytes]] = field(default_factory=list)
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "admin.sock"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.method, request.path_qs, await request.read()))
+        assert self.answer
+        return await self.answer(request)
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[FakeDaemon]:
+    with tempfile.TemporaryDirectory(prefix="ax") as folder:
+        fake = FakeDaemon(Path(folder))
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", fake.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.UnixSite(runner, str(fake.socket)).start()
+        yield fake
+        await runner.cleanup()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+async def start(*arguments: str, **environ: str) -> asyncio.subprocess.Process:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AXIOND_", "COV"))}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "axiond", *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**clean, "COLUMNS": "120", **environ},
+    )  # fmt: skip
+
+
+async def axiond(*arguments: str, **environ: str) -> Outcome:
+    process = await start(*arguments, **environ)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    assert b"Traceback" not in err
+    return Outcome(process.returncode, out.decode(), err.decode())
+
+
+def answering(body: Report | dict[str, Any] | bytes, status: int = 200) -> Handler:
+    async def answer(_: web.Request) -> web.Response:
+        if isinstance(body, bytes):
+            return web.Response(body=body, status=status)
+        text = body.model_dump_json() if isinstance(body, Report) else json.dumps(body)
+        return web.Response(text=text, status=status, content_type="application/json")
+
+    return answer
+
+
+REFUSAL = {"error": {"message": "the manifest has 2 problems", "problems": ["a.toml:1:2: x: wrong", "a.toml:3:4: y: unknown (z?)"]}}
+
+
+@pytest.mark.parametrize(("report", "code"), [(healthy, 0), (rolled_back, 2)], ids=["healthy", "rolled back"])
+async def test_status(daemon: FakeDaemon, report: Callable[[datetime], Any], code: int) -> None:
+    """The tables of the render tests, here through the whole program."""
+    canned = report(datetime.now(UTC))
+    daemon.answer = answering(canned)
+    table, as_json = await asyncio.gather(*(axiond("status", "--socket", str(daemon.socket), *more) for more in ((), ("--json",))))
+    assert (table.code, as_json.code) == (code, code)
+    assert f"generation {canned.generation}, serving 3, settled, daemon 85 MiB" in table.out
+    assert re.search(r"chat@0123456789ab +ready +1h02m +yes +101 102 103", table.out)
+    assert json.loads(as_json.out) == canned.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("report", "code"),
+    [(PlanReport(generation=3, models=()), 0), (busy_plan(), 2), (PlanReport(generation=3, models=(), problems=("too big",)), 1)],
+    ids=["nothing", "changes", "problem"],
+)
+async def test_plan(daemon: FakeDaemon, report: PlanReport, code: int) -> None:
+    """Exit codes as terraform's; the candidate goes to the daemon byte for byte."""
+    daemon.answer = answering(report)
+    candidate = daemon.folder / "new.toml"
+    candidate.write_bytes(b"# caf\xc3\xa9\r\n[models]\n")
+    outcome = await axiond("plan", str(candidate), "--socket", str(daemon.socket))
+    assert outcome.code == code
+    assert daemon.requests == [("POST", "/admin/v1/plan", candidate.read_bytes())]
+    assert outcome.err == ("axiond: too big\n" if code == 1 else "")
+    if code == 2:
+        assert "max_model_len: 2048 -> 4096 (engine)" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "report", "code", "out", "err"),
+    [
+        ((), (4, True, True, "in 12.1 s"), 0, "generation 4 is served. in 12.1 s\n", ""),
+        ((), (4, True, False, NOT_REALISED), 1, "", f"axiond: generation 4 was not realised: {NOT_REALISED}\n"),
+        ((), (4, False, False, "too big"), 1, "", "axiond: generation 4 was rejected: too big\n"),
+        (("--no-wait",), (4, True, False, ""), 0, "generation 4 was accepted.\n", ""),
+    ],
+    ids=["served", "rolled back", "rejected", "accepted"],
+)
+async def test_reload(
+    daemon: FakeDaemon, arguments: tuple[str, ...], report: tuple[int, bool, bool, str], code: int, out: str, err: str
+) -> None:
+    """What the unit's ExecReload reports: the truth, by exit code and by a sentence."""
+    fields = dict(zip(("generation", "is_accepted", "is_realised", "message"), report, strict=True))
+    daemon.answer = answering(ReloadReport.model_validate(fields))
+    assert await axiond("reload", "--timeout", "7", *arguments, AXIOND_ADMIN_SOCKET=str(daemon.socket)) == Outcome(code, out, err)
+    assert daemon.requests == [("POST", f"/admin/v1/reload?wait={int(not arguments)}&timeout=7", b"")]
+
+
+async def test_a_refused_manifest_shows_every_problem(daemon: FakeDaemon) -> None:
+    daemon.answer = answering(REFUSAL, 422)
+    outcome = await axiond("reload", "--socket", str(daemon.socket))
+    lines = "axiond: the manifest has 2 problems\na.toml:1:2: x: wrong\na.toml:3:4: y: unknown (z?)\n"
+    assert outcome == Outcome(1, "", lines)
+
+
+@pytest.mark.parametrize(
+    ("handler", "sentence"),
+    [
+        (answering(b"<html>", 502), "axiond: HTTP 502: <html>"),
+        (answering(b"not json"), "is the daemon another version of axiond?"),
+        (answering({"generation": 1}), "is the daemon another version of axiond?"),
+    ],
+    ids=["no envelope", "not JSON", "another report"],
+)
+async def test_strange_answers_are_errors(daemon: FakeDaemon, handler: Handler, sentence: str) -> None:
+    daemon.answer = handler
+    outcome = await axiond("reload", "--socket", str(daemon.socket))
+    assert outcome.code == 1
+    assert sentence in outcome.err
+
+
+@pytest.mark.parametrize("command", ["status", "reload", "events"])
+async def test_no_daemon(command: str, tmp_path: Path) -> None:
+    """One sentence, and what to do."""
+    outcome = await axiond(command, "--socket", str(tmp_path / "admin.sock"))
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"no daemon answers on {tmp_path}/admin.sock: the socket does not exist\nIs it running? Try:" in outcome.err
+
+
+async def test_dead_socket(daemon: FakeDaemon) -> None:
+    """A socket file whose daemon was killed says so."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(daemon.folder / "dead.sock"))
+    outcome = await axiond("status", "--socket", str(daemon.folder / "dead.sock"))
+    assert outcome.code == 1
+    assert "the socket is dead, its daemon has gone" in outcome.err
+    assert "systemctl status axiond" in outcome.err
+
+
+async def test_daemon_that_dies_while_answering(daemon: FakeDaemon) -> None:
+    async def hang_up(request: web.Request) -> web.Response:
+        assert request.transport
+        request.transport.close()
+        return web.Response()
+
+    daemon.answer = hang_up
+    outcome = await axiond("reload", "--socket", str(daemon.socket))
+    assert outcome.code == 1
+    assert "the daemon went away while answering" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.toml", 'server = {{ runtime_dir = "{0}" }}'),
+        ("m.toml", 'server.admin_socket = "{0}/admin.sock"\nmodels = "nonsense"'),
+        ("m.json", '{{"server": {{"runtime_dir": "{0}"}}}}'),
+    ],
+    ids=["runtime_dir", "admin_socket of a wrong manifest", "JSON"],
+)
+async def test_socket_is_found_through_the_manifest(daemon: FakeDaemon, name: str, text: str) -> None:
+    daemon.answer = answering(healthy(datetime.now(UTC)))
+    manifest = daemon.folder / name
+    manifest.write_text(text.format(daemon.folder))
+    assert (await axiond("status", "--manifest", str(manifest))).code == 0
+
+
+async def stream(request: web.Request, *events: Event) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b": hello\n\n")
+    for event in events:
+        await response.write(f"event: {event.name}\ndata: {event.model_dump_json()}\n\n".encode())
+    return response
+
+
+EVENTS = tuple(
+    Event(time=datetime(2026, 1, 2, 3, 4, second, tzinfo=UTC), name=name, fields={"key": "chat@1", "size": size})
+    for second, (name, size) in enumerate((("engine.was_started", 1), ("engine.became_ready", "x" * 200_000)))
+)
+
+
+async def test_events(daemon: FakeDaemon) -> None:
+    """One line per event, however long, and the end of the stream is an error."""
+    daemon.answer = lambda request: stream(request, *EVENTS)
+    text, as_json = await asyncio.gather(*(axiond("events", "--socket", str(daemon.socket), *more) for more in ((), ("--json",))))
+    assert text.out.splitlines() == [
+        "03:04:00 engine.was_started key=chat@1 size=1",
+        f"03:04:01 engine.became_ready key=chat@1 size={'x' * 59}…",
+    ]
+    assert [Event.model_validate_json(line) for line in as_json.out.splitlines()] == list(EVENTS)
+    assert (text.code, as_json.code) == (1, 1)
+    assert "it ended the stream of events" in text.err
+
+
+async def test_watch_follows_events_and_ends_with_the_daemon(daemon: FakeDaemon) -> None:
+    """An event brings a new status at once, without waiting for the second to pass."""
+    is_over = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/admin/v1/status":
+            return await answering(healthy(datetime.now(UTC)))(request)
+        response = await stream(request, EVENTS[0])
+        await is_over.wait()
+        return response
+
+    daemon.answer = answer
+    process = await start("status", "--watch", "--json", "--socket", str(daemon.socket))
+    assert process.stdout
+    for _ in range(3):
+        assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["generation"] == 3
+    is_over.set()
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, b"it ended the stream of events" in err) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [("bogus",), ("plan", "--bogus"), ("reload", "--timeout", "soon")])
+async def test_wrong_usage_exits_1(arguments: tuple[str, ...]) -> None:
+    """Not 2 as usual: a script must not take a typo for "there are changes"."""
+    outcome = await axiond(*arguments)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "Usage: axiond" in outcome.err
+
+
+async def test_help_shows_an_example_for_every_command() -> None:
+    commands = ("serve", "plan", "reload", "status", "events")
+    for outcome in await asyncio.gather(*(axiond(command, "--help") for command in commands)):
+        assert outcome.code == 0
+        assert "Example: " in outcome.out

@@ -1,0 +1,87 @@
+"""Canned reports, as a daemon with one good, one failed and one changing model would send."""
+
+from datetime import datetime, timedelta
+
+from axiond.report import (
+    Condition,
+    ConditionType,
+    EngineReport,
+    FieldChange,
+    ModelChange,
+    ModelReport,
+    PlanReport,
+    SourceReport,
+    Status,
+)
+
+
+def condition(kind: ConditionType, status: str, reason: str, since: datetime, message: str = "") -> Condition:
+    return Condition.model_validate(
+        {
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "observed_generation": 3, "last_transition_time": since,
+        }
+    )  # fmt: skip
+
+
+def healthy(now: datetime) -> Status:
+    """One model, ready."""
+    engine = EngineReport(
+        key="chat@0123456789ab", model="chat", digest="0123456789ab", replica=0, state="ready", since=now - timedelta(seconds=3723),
+        is_routed=True, pids=(101, 102, 103), cores="0-3", memory_bytes=3 * 2**30, in_flight=2,
+    )  # fmt: skip
+    return Status(
+        version="0.1.0", manifest="/etc/axiond/axiond.toml", etag="e3", generation=3, observed_generation=3, serving_generation=3,
+        is_settled=True, daemon_memory_bytes=85 * 2**20,
+        conditions=(
+            condition(ConditionType.ACCEPTED, "True", "Valid", now - timedelta(days=2, hours=4)),
+            condition(ConditionType.PROGRESSING, "False", "Settled", now - timedelta(minutes=5)),
+            condition(ConditionType.READY, "True", "AllReady", now - timedelta(minutes=5)),
+            condition(ConditionType.DEGRADED, "False", "AllReady", now - timedelta(minutes=5)),
+            condition(ConditionType.ROLLED_BACK, "False", "Settled", now - timedelta(minutes=5)),
+        ),
+        models=(ModelReport(name="chat", names=("chat", "gpt"), load="eager", replicas=1, state="ready", in_flight=2),),
+        engines=(engine,), sources=(SourceReport(source="/models/chat", state="ready", weight_bytes=270 * 2**20),),
+    )  # fmt: skip
+
+
+def rolled_back(now: datetime) -> Status:
+    """Generation 4 was tried and could not be realised; 3 serves on."""
+    good = healthy(now)
+    failed = EngineReport(
+        key="chat@ba9876543210", model="chat", digest="ba9876543210", replica=0, state="failed", since=now - timedelta(seconds=42),
+        reason="exited with code 1 before it was ready", cores="0-3", memory_estimate_bytes=4 * 2**30, failures=1,
+        tail=("Loading [bold]weights[/bold] :smile:", "OSError: no file named model.safetensors in /models/typo"),
+    )  # fmt: skip
+    return good.model_copy(
+        update={
+            "generation": 4, "observed_generation": 4,
+            "conditions": (
+                *good.conditions[:4],
+                condition(ConditionType.ROLLED_BACK, "True", "EngineFailed", now - timedelta(seconds=42), "generation 4: chat: exited"),
+            ),
+            "engines": (*good.engines, failed),
+            "sources": (*good.sources, SourceReport(source="org/big", state="fetching", reason="42 % of 3.1 GiB")),
+        }
+    )  # fmt: skip
+
+
+def busy_plan() -> PlanReport:
+    """One change of every kind."""
+    return PlanReport(
+        generation=4,
+        models=(
+            ModelChange(
+                model="chat", verdict="restart", strategy="surge", memory_bytes=4 * 2**30,
+                fields=(
+                    FieldChange(path="max_model_len", old=2048, new=4096, change="engine"),
+                    FieldChange(path="aliases", old=[], new=["gpt"], change="live"),
+                ),
+            ),
+            ModelChange(model="code", verdict="load", memory_bytes=700 * 2**20),
+            ModelChange(model="old", verdict="unload"),
+            ModelChange(model="same", verdict="none"),
+        ),
+        server=(FieldChange(path="listen", old="127.0.0.1:8080", new="0.0.0.0:80", change="daemon"),),
+        routes=(FieldChange(path="routes.0.fallback", old=None, new=["chat"], change="live"),),
+    )  # fmt: skip

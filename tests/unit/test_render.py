@@ -1,0 +1,95 @@
+import io
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from axiond.render import duration, event_line, exit_code, plan_sentence, plan_view, status_view
+from axiond.report import Condition, ConditionType, Event, ModelChange, PlanReport
+from tests.fakes.reports import busy_plan, condition, healthy, rolled_back
+
+NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def as_text(view: RenderableType) -> str:
+    """As it looks 120 columns wide without colour, on the console the CLI uses."""
+    out = io.StringIO()
+    Console(file=out, width=120, markup=False, emoji=False, highlight=False).print(view)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [
+        ("status_healthy", status_view(healthy(NOW), NOW)),
+        ("status_rolled_back", status_view(rolled_back(NOW), NOW)),
+        ("plan_busy", plan_view(busy_plan())),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_golden(name: str, view: RenderableType) -> None:
+    """What people see, character for character. AXIOND_GOLDEN=write accepts what is rendered now."""
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("AXIOND_GOLDEN") == "write":
+        path.write_text(as_text(view))
+    assert as_text(view) == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-3, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (11220, "3h07m"), (187200, "2d04h")],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def _conditions(**statuses: str) -> tuple[Condition, ...]:
+    return tuple(condition(ConditionType(name), status, "Any", NOW) for name, status in statuses.items())
+
+
+@pytest.mark.parametrize(
+    ("conditions", "code"),
+    [
+        ({"Ready": "True"}, 0),
+        ({"Ready": "True", "Degraded": "False", "RolledBack": "False", "Progressing": "True"}, 0),
+        ({"Ready": "Unknown"}, 2),
+        ({}, 2),
+        ({"Ready": "True", "Degraded": "True"}, 2),
+        ({"Ready": "True", "RolledBack": "True"}, 2),
+    ],
+)
+def test_exit_code(conditions: dict[str, str], code: int) -> None:
+    assert exit_code(healthy(NOW).model_copy(update={"conditions": _conditions(**conditions)})) == code
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [
+        (PlanReport(generation=1, models=()), "Nothing to do: what runs is what the manifest says."),
+        (
+            PlanReport(generation=1, models=(ModelChange(model="a", verdict="none"),)),
+            "Nothing to do: what runs is what the manifest says.",
+        ),
+        (
+            PlanReport(generation=1, models=tuple(ModelChange(model=name, verdict="live") for name in "ab")),
+            "Plan: 2 changed live.",
+        ),
+        (
+            busy_plan(),
+            "Plan: 1 to load, 1 to restart, 1 to unload, 1 unchanged, server settings changed, routes changed."
+            " Some settings take effect when axiond itself restarts.",
+        ),
+    ],
+    ids=["empty", "unchanged", "live", "everything"],
+)
+def test_plan_sentence(plan: PlanReport, sentence: str) -> None:
+    assert plan_sentence(plan) == sentence
+
+
+def test_event_line() -> None:
+    """Line breaks and long values stay on one line."""
+    event = Event(time=NOW + timedelta(seconds=5), name="engine.exited", fields={"key": "a@b", "tail": "x\ny", "long": "z" * 100})
+    assert event_line(event).plain == f"12:00:05 engine.exited key=a@b tail=x y long={'z' * 59}…"
