@@ -20,15 +20,20 @@ is_terminal() { [ -t 1 ]; }
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
-# pip's own output, reduced to one line that counts packages; in a log, to one line per ten.
+# Folders that the machine's pip configuration names, and that lack a package, are not worth a line each.
+without_noise() { grep -v '^WARNING: Location .* is ignored' >&2 || true; }
+
+# pip's own output, reduced to one line that counts packages; in a log, to one line for every twenty.
 count_packages() {
   local total=$1 done=0 word package
   while read -r word package _; do
     case $word in
-      Collecting)
+      Collecting | Processing)
         done=$((done + 1))
-        if is_terminal; then printf '\r\033[K  [%d/%d] %s' "$done" "$total" "${package%%=*}"
-        elif [ $((done % 20)) = 0 ]; then printf '  [%d/%d] %s\n' "$done" "$total" "${package%%=*}"; fi ;;
+        package=${package##*/}; package=${package%%-[0-9]*}
+        package=${package%%=*}
+        if is_terminal; then printf '\r\033[K  [%d/%d] %s' "$done" "$total" "$package"
+        elif [ $((done % 20)) = 0 ]; then printf '  [%d/%d] %s\n' "$done" "$total" "$package"; fi ;;
       Installing) is_terminal && printf '\r\033[K'; printf '  unpacking them, about a minute\n' ;;
     esac
   done
@@ -53,4 +58,4 @@ locks=()
 for lock in "$@"; do locks+=(-r "$lock"); done
 total=$(cat "$@" | grep -c '==')
 echo "Installing $total packages"
-pip install --no-deps "${locks[@]}" | count_packages "$total"
+pip install --no-deps "${locks[@]}" 2> >(without_noise) | count_packages "$total"
