@@ -76,6 +76,7 @@ class EngineRecord:
 class SourceRecord:
     view: SourceView
     folder: Path = Path()
+    bringing: asyncio.Task[None] | None = None
 
 
 class Executor:
@@ -110,7 +111,10 @@ class Executor:
             del self.sources[source]
 
     async def stop_all(self) -> None:
-        """End every engine at once, for shutdown."""
+        """End every engine and fetch at once, for shutdown."""
+        for source in self.sources.values():
+            if source.bringing is not None:
+                source.bringing.cancel()
         async with asyncio.TaskGroup() as group:
             for record in self.engines.values():
                 group.create_task(_end(record))
@@ -166,7 +170,7 @@ class Executor:
     def _fetch(self, source: str) -> None:
         failures = self.sources[source].view.failures if source in self.sources else 0
         record = self.sources[source] = SourceRecord(SourceView(SourceState.FETCHING, failures=failures))
-        self._tasks.create_task(self._bring(source, record), name=f"fetch {source}")
+        record.bringing = self._tasks.create_task(self._bring(source, record), name=f"fetch {source}")
 
     async def _bring(self, source: str, record: SourceRecord) -> None:
         failures = record.view.failures + 1

@@ -14,7 +14,7 @@ from axiond.manifest.spec import Change, Manifest, ModelSpec, Server
 from axiond.reconcile.actions import Publish, Reject
 from axiond.reconcile.conditions import Facts, conditions, unserved, unsettled
 from axiond.reconcile.execute import Executor, World
-from axiond.reconcile.generation import Generation
+from axiond.reconcile.generation import Generation, source_key
 from axiond.reconcile.plan import next_wake_s, plan
 from axiond.reconcile.state import EngineKey, EngineState, Observed, Published
 from axiond.reconcile.tables import route_table
@@ -29,7 +29,7 @@ class Reconciler:
     Args:
         server: the settings the daemon was started with; later changes to `daemon` fields are reported, not applied.
         on_realised: called with each generation once every engine it wants is ready: the last good manifest.
-        on_round: called after every round with a sentence that says what is going on.
+        on_round: called after every round with a sentence that says what is going on, and whether something is on its way.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Reconciler:
         server: Server,
         budget_bytes: int,
         on_realised: Callable[[Generation], None] = lambda _: None,
-        on_round: Callable[[str], None] = lambda _: None,
+        on_round: Callable[[str, bool], None] = lambda _text, _is_busy: None,
     ) -> None:
         self._wake = asyncio.Event()
         self._round_ended = asyncio.Condition()
-        self.router = Router(self._wake.set)
+        self.router = Router(self._note_requests)
         self.executor = Executor(world, events, self._wake.set, tasks)
         self._world, self._events, self._server, self.budget_bytes = world, events, server, budget_bytes
         self._on_realised, self._on_round = on_realised, on_round
@@ -55,6 +55,7 @@ class Reconciler:
         self.refusal = ""
         self.newest_number, self.newest_etag = 0, ""
         self.conditions: tuple[Condition, ...] = ()
+        self._demanded: frozenset[str] = frozenset()
         self._realised_number = 0
         self._started_at = int(time.time())
 
@@ -76,10 +77,10 @@ class Reconciler:
         self._events.emit(log.MANIFEST_WAS_ACCEPTED, generation=self.newest_number, models=len(manifest.models))
         return self.newest_number
 
-    def refuse(self, etag: str, error: ManifestError) -> int:
+    def refuse(self, error: ManifestError) -> int:
         """Note that the newest manifest is no manifest; what was wanted stays wanted."""
-        if etag != self.newest_etag or not self.refusal:
-            self._new_number(etag)
+        if str(error) != self.refusal:
+            self._new_number("")
             self.refusal = str(error)
             self._events.emit(log.MANIFEST_WAS_REJECTED, level="error", generation=self.newest_number, problems=self.refusal)
         return self.newest_number
@@ -136,6 +137,11 @@ class Reconciler:
                 return spec
         raise KeyError(str(key))
 
+    def spec_with_source(self, source: str) -> ModelSpec:
+        """Any spec that has this source, see `source_key()`."""
+        generations = [generation for generation in (self.desired, self.serving) if generation]
+        return next(spec for generation in generations for spec in generation.manifest.models.values() if source_key(spec) == source)
+
     def restart_fields(self) -> tuple[str, ...]:
         """Settings in the wanted manifest that only a restart of the daemon brings into force."""
         if self.desired is None:
@@ -147,6 +153,7 @@ class Reconciler:
         return self.executor.engines[key].engine.endpoint
 
     def _round(self, desired: Generation) -> float | None:
+        self._demanded = self.router.demanded
         actions = plan(desired.target, self.observe(), self._world.now())
         for action in actions:
             match action:
@@ -168,7 +175,7 @@ class Reconciler:
         self._tell_changes(before)
         moving = unsettled(self.desired.target, observed)
         self._note_realised(observed, bool(moving))
-        self._on_round("; ".join(moving) or self._summary(observed))
+        self._on_round("; ".join(moving) or self._summary(observed), bool(moving))
         return next_wake_s(observed, self.desired.target, now)
 
     def _publish(self, routing: Published) -> None:
@@ -220,6 +227,12 @@ class Reconciler:
         ready = sum(view.state is EngineState.READY for view in observed.engines.values())
         number = self.serving.number if self.serving else 0
         return f"generation {number}, {ready} engines ready"
+
+    def _note_requests(self) -> None:
+        """A request ended or a lazy model was asked for. Most such news is no reason for a round."""
+        is_draining = any(record.state is EngineState.DRAINING for record in self.executor.engines.values())
+        if is_draining or self.router.demanded != self._demanded:
+            self._wake.set()
 
     def _has_failures(self) -> bool:
         return any(record.failures for record in self.executor.engines.values()) or any(

@@ -1,0 +1,198 @@
+"""What an operator can ask of a running daemon: the admin endpoint speaks to this."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from axiond import __version__
+from axiond.engine.process import memory_bytes
+from axiond.errors import ManifestError, RequestError
+from axiond.events import Events
+from axiond.manifest.load import load, parse
+from axiond.manifest.spec import Manifest
+from axiond.reconcile.execute import EngineRecord
+from axiond.reconcile.loop import Reconciler
+from axiond.reconcile.preview import preview
+from axiond.report import EngineReport, Event, ModelReport, PlanReport, ReloadReport, SourceReport, Status
+from axiond.resources.cores import affinity
+
+
+class Control:
+    """
+    Reads the manifest file on request and tells about the reconciler.
+
+    Every trigger (file event, SIGHUP, `axiond reload`, PUT) ends in `reload()`: one path, one order.
+    """
+
+    def __init__(self, path: Path, reconciler: Reconciler, events: Events) -> None:
+        self.path, self._reconciler, self._events = path, reconciler, events
+        self.files: tuple[Path, ...] = (path,)
+        self._reading = asyncio.Lock()
+        self._look, self._again = asyncio.Event(), False
+
+    def look(self) -> None:
+        """The file may have changed."""
+        self._look.set()
+
+    def look_again(self) -> None:
+        """As `look()`, and what failed is tried once more."""
+        self._again = True
+        self._look.set()
+
+    async def run(self) -> None:
+        """Follow `look()` for ever."""
+        while True:
+            await self._look.wait()
+            self._look.clear()
+            again, self._again = self._again, False
+            await self.reload(again=again)
+
+    async def reload(self, wait: bool = False, timeout_s: float | None = None, *, again: bool = True) -> ReloadReport:
+        """
+        Read the manifest and make it the wanted one.
+
+        Args:
+            wait: return only when it is realised, rolled back or overtaken; otherwise as soon as it is read.
+            timeout_s: longest wait.
+            again: an unchanged manifest that failed is tried once more.
+        """
+        async with self._reading:
+            number = await self._read(again)
+        if wait:
+            return await self._reconciler.settled(number, timeout_s)
+        return self._reconciler.outcome(number)
+
+    async def _read(self, again: bool) -> int:
+        try:
+            loaded = await asyncio.to_thread(load, self.path)
+        except ManifestError as exc:
+            return self._reconciler.refuse(exc)
+        self.files = loaded.files
+        return self._reconciler.submit(loaded.etag, loaded.manifest, again=again)
+
+    def manifest(self) -> tuple[bytes, str]:
+        """The root file's text and the etag of the newest manifest read."""
+        return self.path.read_bytes(), self._reconciler.newest_etag
+
+    async def put_manifest(self, text: bytes, if_match: str | None, wait: bool = False, timeout_s: float | None = None) -> ReloadReport:
+        """
+        Replace the manifest file and follow it.
+
+        Raises:
+            ManifestError: *text* is no manifest; the file is untouched.
+            RequestError: 412, the file is no longer the one that *if_match* names.
+        """
+        async with self._reading:
+            await asyncio.to_thread(self._replace, text, if_match)
+            number = await self._read(again=False)
+        return await self._reconciler.settled(number, timeout_s) if wait else self._reconciler.outcome(number)
+
+    def _replace(self, text: bytes, if_match: str | None) -> None:
+        if if_match is not None and if_match.strip('"') not in ("*", self._current_etag()):
+            raise RequestError(412, "precondition_failed", "The manifest has changed since you read it; read it again and redo your edit.")
+        parse(text, self.path)
+        replace_file(self.path, text)
+
+    def _current_etag(self) -> str:
+        with suppress(ManifestError):
+            return load(self.path).etag
+        return ""
+
+    def plan(self, text: bytes, is_json: bool) -> PlanReport:
+        """What *text* would do. Raises ManifestError."""
+        candidate = parse(text, self.path.with_suffix(".json" if is_json else ".toml")).manifest
+        reconciler = self._reconciler
+        served = reconciler.serving.manifest if reconciler.serving else Manifest()
+        return preview(reconciler.newest_number + 1, served, candidate, reconciler.observe())
+
+    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        return self._events.follow()
+
+    async def status(self) -> Status:
+        """Everything there is to know. Reading the memory of many processes takes milliseconds, so it is done off the loop."""
+        reconciler = self._reconciler
+        records = list(reconciler.executor.engines.values())
+        pids = {str(record.key): record.engine.pids for record in records}
+        memory = dict(zip(pids, await asyncio.gather(*map(memory_bytes, pids.values())), strict=True))
+        desired, serving = reconciler.desired, reconciler.serving
+        return Status(
+            version=__version__,
+            manifest=str(self.path),
+            etag=reconciler.newest_etag,
+            generation=reconciler.newest_number,
+            observed_generation=desired.number if desired else 0,
+            serving_generation=serving.number if serving else 0,
+            is_settled=reconciler.is_settled,
+            conditions=reconciler.conditions,
+            models=self._models(),
+            engines=tuple(self._engine(record, pids, memory) for record in sorted(records, key=lambda r: r.key)),
+            sources=tuple(
+                SourceReport(source=source, state=record.view.state, reason=record.view.reason, weight_bytes=record.view.weight_bytes)
+                for source, record in sorted(reconciler.executor.sources.items())
+            ),
+            rejection=reconciler.rejection,
+            daemon_memory_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def _models(self) -> tuple[ModelReport, ...]:
+        router = self._reconciler.router
+        return tuple(
+            ModelReport(
+                name=name,
+                names=pool.spec.names(name),
+                load=pool.spec.load,
+                replicas=pool.spec.replicas,
+                state=pool.state,
+                reason=pool.reason,
+                queued=router.queued(name),
+                in_flight=sum(router.in_flight(endpoint.key) for endpoint in pool.endpoints),
+            )
+            for name, pool in router.table.pools.items()
+        )
+
+    def _engine(self, record: EngineRecord, pids: Mapping[str, tuple[int, ...]], memory: Mapping[str, int]) -> EngineReport:
+        key = record.key
+        published = self._reconciler.published
+        return EngineReport(
+            key=str(key),
+            model=key.model,
+            digest=key.digest,
+            replica=key.replica,
+            state=record.state,
+            since=datetime.fromtimestamp(record.since_wall, UTC),
+            reason=record.reason,
+            is_routed=published is not None and key in published.endpoints.get(key.model, ()),
+            pids=pids[str(key)],
+            cores=affinity(pids[str(key)]),
+            memory_estimate_bytes=record.memory_bytes,
+            memory_bytes=memory[str(key)],
+            in_flight=self._reconciler.router.in_flight(key),
+            failures=record.failures,
+            tail=record.tail or record.engine.tail,
+        )
+
+
+def replace_file(path: Path, text: bytes) -> None:
+    """Replace a file in one step, keeping its mode and owner; a reader sees the old or the new, never a part."""
+    target = path.resolve()
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            if target.exists():
+                stat = target.stat()
+                temporary.chmod(stat.st_mode & 0o7777)
+                with suppress(PermissionError):
+                    os.chown(temporary, stat.st_uid, stat.st_gid)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
