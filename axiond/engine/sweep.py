@@ -1,0 +1,129 @@
+"""
+Find and end everything that belongs to one engine folder: processes, shared memory, files. Standard library only.
+
+Every process of an engine carries the folder in its environment, and a lock on a file in the folder is held by the daemon
+and the host as long as one of them lives. That is enough to clean up after anybody, even after both.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MARK = "AXIOND_ENGINE"
+LOCK = "lock"
+ENGINES = "e"
+SHM = Path("/dev/shm")  # noqa: S108  POSIX shared memory, not a temporary file
+
+
+def sweep(folder: Path, *, root: int | None = None, deadline_s: float = 10.0) -> bool:
+    """
+    Kill every process of the engine in *folder*, then remove its shared memory and the folder.
+
+    Args:
+        folder: the engine's private folder.
+        root: a process whose descendants belong to the engine too, itself excepted; for instance the calling host.
+        deadline_s: seconds to wait for processes to be gone; one in uninterruptible sleep can outlast it.
+
+    Returns:
+        Whether all processes are gone.
+    """
+    end = time.monotonic() + deadline_s
+    segments: set[Path] = set()
+    while pids := belonging(folder, root):
+        for pid in pids:
+            segments |= mapped_segments(pid)
+            kill(pid, folder, root)
+        if time.monotonic() > end:
+            break
+    for segment in segments | set(named_segments(folder.name)):
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return not pids
+
+
+def clean_leftovers(runtime_dir: Path) -> tuple[str, ...]:
+    """Sweep every engine folder under *runtime_dir* that neither a daemon nor a host holds any more; return their names."""
+    swept = []
+    for folder in sorted(runtime_dir.glob(f"{ENGINES}/*")):
+        with contextlib.suppress(OSError), (folder / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sweep(folder)
+            swept.append(folder.name)
+    return tuple(swept)
+
+
+def belonging(folder: Path, root: int | None = None) -> set[int]:
+    """List the living processes that carry the mark of *folder* or descend from *root*; the caller and *root* excepted."""
+    pids = {pid for pid in processes() if is_marked(pid, folder)} | (descendants(root) if root else set())
+    return pids - {os.getpid(), root}
+
+
+def is_marked(pid: int, folder: Path) -> bool:
+    mark = f"{MARK}={folder}".encode()
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def descendants(root: int) -> set[int]:
+    """List the living descendants of *root*."""
+    parents = {pid: parent for pid in processes() if (parent := parent_of(pid))}
+    found: set[int] = set()
+    layer = {root}
+    while layer := {pid for pid, parent in parents.items() if parent in layer} - found:
+        found |= layer
+    return found
+
+
+def processes() -> Iterator[int]:
+    return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+
+
+def parent_of(pid: int) -> int | None:
+    """Tell a process's parent; None for one that is dead or a zombie."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state in "ZX" else int(parent)
+
+
+def kill(pid: int, folder: Path, root: int | None, wait_s: float = 1.0) -> None:
+    """Send SIGKILL and wait for the end. The process is held by a descriptor, so that a reused id is not hit."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if is_marked(pid, folder) or (root and pid in descendants(root)):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            ended.poll(wait_s * 1000)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def mapped_segments(pid: int) -> set[Path]:
+    """List the shared memory that a process maps, whatever its name."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {Path(line.split(maxsplit=5)[5]) for line in lines if f" {SHM}/" in line and not line.endswith(" (deleted)")}
+
+
+def named_segments(token: str) -> Iterator[Path]:
+    """List what the plugin named after the engine: segments and semaphores."""
+    return (path for path in SHM.iterdir() if path.name.startswith((f"axd-{token}-", f"sem.axd-{token}-")))
