@@ -1,22 +1,27 @@
 """The command line: arguments to exit code, one small function per subcommand."""
 
 import asyncio
-import json
 import os
 import sys
-import tomllib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
+import orjson
 import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from axiond import __version__
 from axiond.client import AdminClient
-from axiond.errors import AxiondError, DaemonUnreachable
+from axiond.engine.check import check_engine_args
+from axiond.errors import AxiondError, DaemonUnreachable, ManifestError, Place, Problem
+from axiond.manifest.files import Files
+from axiond.manifest.gather import gather
+from axiond.manifest.load import load
+from axiond.manifest.merge import merge
+from axiond.manifest.spec import Manifest as ManifestSpec
 from axiond.render import event_line, exit_code, plan_view, status_view
 from axiond.report import Report, Status
 
@@ -103,6 +108,38 @@ def serve(manifest: Manifest = DEFAULT_MANIFEST) -> None:
 
 
 @app.command(rich_help_panel="Change")
+def check(
+    manifest: Manifest = DEFAULT_MANIFEST,
+    engine: Annotated[bool, typer.Option("--engine", help="Ask vLLM's own argument parser too (ten seconds).")] = False,
+    as_json: Json = False,
+) -> None:
+    """
+    Find everything wrong with a manifest: file, line and column, field, what is wrong, what would be right.
+
+    Needs no daemon, loads no model. Exit code 0: it is good. 1: it is not.
+
+    Example: axiond check --engine etc/axiond/quickstart.toml
+    """
+    problems: Sequence[Problem] = ()
+    try:
+        loaded = load(manifest)
+        if engine:
+            problems = asyncio.run(_check_engines(manifest, loaded.manifest))
+    except ManifestError as exc:
+        problems = exc.problems
+    if as_json:
+        typer.echo(orjson.dumps({"problems": problems}, option=orjson.OPT_INDENT_2))
+    elif problems:
+        sys.stderr.write("".join(f"{problem}\n" for problem in problems) + f"{_count(len(problems), 'problem')}.\n")
+    else:
+        counts = ", ".join(
+            _count(len(found), word) for found, word in ((loaded.manifest.models, "model"), (loaded.manifest.routes, "route"))
+        )
+        _print(f"{manifest} is good: {counts}.")
+    raise typer.Exit(FAILED if problems else OK)
+
+
+@app.command(rich_help_panel="Change")
 def plan(manifest: Manifest = DEFAULT_MANIFEST, socket: Socket = None, as_json: Json = False) -> None:
     """
     Show what a manifest would do, without doing it.
@@ -162,6 +199,11 @@ def events(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, a
     Example: axiond events --json | jq 'select(.name == "engine.exited")'
     """
     raise typer.Exit(_run(_events(_find_socket(socket, manifest), as_json)))
+
+
+async def _check_engines(manifest: Path, loaded: ManifestSpec) -> Sequence[Problem]:
+    found = await check_engine_args(loaded.models)
+    return [Problem(Place(str(manifest), field=f"models.{name}"), f"vLLM refuses it: {what}") for name, what in found.items()]
 
 
 async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
@@ -257,15 +299,20 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _find_socket(option: Path | None, manifest: Path) -> Path:
-    """The option or its variable, else what the manifest says, else the default; a broken manifest must not hide a daemon."""
+    """The option or its variable, else what the manifest says, else the default; a manifest with mistakes must not hide the daemon."""
     if option:
         return option
-    try:
-        text = manifest.read_text()
-        server = (json.loads(text) if manifest.suffix == ".json" else tomllib.loads(text))["server"]
-        return Path(server.get("admin_socket") or Path(server["runtime_dir"]) / "admin.sock")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return DEFAULT_SOCKET
+    server = merge(gather(manifest.absolute(), Files({}), os.environ).documents).tables["server"]
+    match server:
+        case {"admin_socket": str(socket)}:
+            return Path(socket)
+        case {"runtime_dir": str(folder)}:
+            return Path(folder) / "admin.sock"
+    return DEFAULT_SOCKET
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _read(manifest: Path) -> bytes:
