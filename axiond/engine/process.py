@@ -19,11 +19,12 @@ from axiond.engine.argv import checkpoint_problem, environment, server_argv
 from axiond.engine.engine import Endpoint
 from axiond.engine.golden import GoldenRequestFailed, ask, judge
 from axiond.engine.output import LONGEST_LINE, Output, how_ended
-from axiond.engine.sweep import ENGINES, LOCK, descendants, sweep
+from axiond.engine.sweep import LOCK, descendants, sweep
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 
+ENGINES = "e"
 STOP_DEADLINE_S = 10.0
 PROBE_INTERVAL_S = 0.1
 PROBE_TIMEOUT_S = 5.0
@@ -254,6 +255,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         if isinstance(config := json.loads((folder / "config.json").read_bytes()), dict):
             return config
     return {}
+
+
+def clean_leftovers(runtime_dir: Path) -> tuple[str, ...]:
+    """Sweep every engine folder under *runtime_dir* that neither a daemon nor a host holds any more; return their names."""
+    swept = []
+    for folder in sorted(runtime_dir.glob(f"{ENGINES}/*")):
+        with contextlib.suppress(OSError), (folder / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sweep(folder)
+            swept.append(folder.name)
+    return tuple(swept)
 
 
 async def memory_bytes(pids: Iterable[int]) -> int:

@@ -6,7 +6,6 @@ and the host as long as one of them lives. That is enough to clean up after anyb
 """
 
 import contextlib
-import fcntl
 import os
 import select
 import shutil
@@ -17,7 +16,6 @@ from pathlib import Path
 
 MARK = "AXIOND_ENGINE"
 LOCK = "lock"
-ENGINES = "e"
 SHM = Path("/dev/shm")  # noqa: S108  POSIX shared memory, not a temporary file
 
 
@@ -45,17 +43,6 @@ def sweep(folder: Path, *, root: int | None = None, deadline_s: float = 10.0) ->
         segment.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     return not pids
-
-
-def clean_leftovers(runtime_dir: Path) -> tuple[str, ...]:
-    """Sweep every engine folder under *runtime_dir* that neither a daemon nor a host holds any more; return their names."""
-    swept = []
-    for folder in sorted(runtime_dir.glob(f"{ENGINES}/*")):
-        with contextlib.suppress(OSError), (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sweep(folder)
-            swept.append(folder.name)
-    return tuple(swept)
 
 
 def belonging(folder: Path, root: int | None = None) -> set[int]:
