@@ -29,7 +29,7 @@ def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...
         return (model,) if model is not None else ()
     if route := table.routes.get(requested):
         chosen = (_draw_model(route.models, draw), *route.fallback)
-        models = dict.fromkeys(table.names.get(name, name) for name in chosen)
+        models = dict.fromkeys(name if name in table.pools else table.names.get(name, "") for name in chosen)
         if known := tuple(model for model in models if model in table.pools):
             return known
     if table.generation == 0:

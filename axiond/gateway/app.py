@@ -1,0 +1,144 @@
+"""Open the endpoints, and close them without dropping anybody."""
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from axiond.errors import AxiondError
+from axiond.gateway.admin import Control, build_admin
+from axiond.gateway.connection import ClientServer
+from axiond.gateway.metrics import Metrics
+from axiond.gateway.rest import Rest
+from axiond.gateway.upstream import Upstreams
+from axiond.manifest.spec import Server
+from axiond.routing.router import Router
+
+BACKLOG = 1024
+LINGER_S = 5.0
+ABORT_TIMEOUT_S = 5.0
+
+
+@asynccontextmanager
+async def serve_rest(router: Router, server: Server, metrics: Metrics, grace_s: float = 30.0) -> AsyncIterator[tuple[str, int]]:
+    """
+    Serve the REST endpoint while the block runs; yields the address it listens on.
+
+    At the end it stops accepting, lets running requests end for *grace_s* seconds, then ends them with an error.
+
+    Raises:
+        AxiondError: the address cannot be listened on.
+    """
+    async with Upstreams(router) as upstreams:
+        rest = Rest(router, upstreams, server, metrics)
+        listener = _listen(server.listen)
+        handler = ClientServer(
+            rest.handle,
+            max_body_bytes=server.max_request_body,
+            head_timeout_s=server.header_timeout_s,
+            keepalive_timeout=server.idle_timeout_s,
+            lingering_time=LINGER_S,
+            access_log=None,
+        )
+        runner = web.ServerRunner(handler, shutdown_timeout=ABORT_TIMEOUT_S)
+        await runner.setup()
+        try:
+            site = web.SockSite(runner, listener, backlog=BACKLOG)
+            await site.start()
+            host, port = listener.getsockname()[:2]
+            yield host, port
+            rest.is_closing = True
+            await site.stop()
+            await _drain(rest, grace_s)
+        finally:
+            await runner.cleanup()
+
+
+async def _drain(rest: Rest, grace_s: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(rest.wait_until_idle(), grace_s)
+    rest.abort()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(rest.wait_until_idle(), ABORT_TIMEOUT_S)
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError) as exc:
+        raise AxiondError(f"cannot listen on {address}: {exc}") from exc
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+    except OSError as exc:
+        listener.close()
+        raise AxiondError(f"cannot listen on {address}: {exc.strerror}; choose another server.listen or stop what uses it") from exc
+    listener.setblocking(False)
+    return listener
+
+
+@asynccontextmanager
+async def serve_admin(control: Control, metrics: Metrics, path: Path) -> AsyncIterator[None]:
+    """
+    Serve the admin endpoint on the Unix socket *path*, mode 0660, while the block runs.
+
+    Raises:
+        AxiondError: another axiond answers there, or the socket cannot be made.
+    """
+    runner = web.AppRunner(build_admin(control, metrics), handler_cancellation=True, shutdown_timeout=1.0, access_log=None)
+    with _unix_listener(path) as listener:
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+
+@contextmanager
+def _unix_listener(path: Path) -> Iterator[socket.socket]:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _answers(path):
+            raise AxiondError(f"another axiond answers on {path}")
+        _unlink(path, lambda found: stat.S_ISSOCK(found.st_mode))
+        listener.bind(str(path))
+        path.chmod(0o660)
+        listener.setblocking(False)
+        inode = path.stat().st_ino
+    except OSError as exc:
+        listener.close()
+        raise AxiondError(f"cannot make the admin socket {path}: {exc.strerror or exc}") from exc
+    except AxiondError:
+        listener.close()
+        raise
+    try:
+        yield listener
+    finally:
+        listener.close()
+        _unlink(path, lambda found: found.st_ino == inode)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _unlink(path: Path, is_ours: Callable[[os.stat_result], bool]) -> None:
+    with suppress(FileNotFoundError):
+        if is_ours(path.stat()):
+            path.unlink()

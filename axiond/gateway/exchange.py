@@ -1,0 +1,52 @@
+"""What is known of one request while it passes through."""
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from axiond.gateway.envelope import Dialect
+from axiond.gateway.usage import TAIL_BYTES, count_tokens
+
+CLIENT_GONE = 499
+HEAD_BYTES = 512
+
+
+@dataclass(slots=True)
+class Exchange:
+    """
+    One request and its answer, for the metrics and the access log. Times are in seconds of one monotonic clock.
+
+    *lost* says why the request died through no fault of the client; *is_aborted* that its task was cancelled by axiond.
+    """
+
+    request: web.BaseRequest
+    request_id: str
+    dialect: Dialect
+    began_at: float
+    model: str = ""
+    status: int = 0
+    lost: str = ""
+    retries: int = 0
+    sent_bytes: int = 0
+    first_byte_at: float = 0.0
+    last_byte_at: float = 0.0
+    is_stream: bool = False
+    is_aborted: bool = False
+    events: int = 0
+    head: bytes = b""
+    _tail: tuple[bytes, bytes] = field(default=(b"", b""))
+
+    def note(self, chunk: bytes, now: float) -> None:
+        """Count what went to the client."""
+        if not self.first_byte_at:
+            self.first_byte_at = now
+            self.head = chunk[:HEAD_BYTES]
+        self.last_byte_at = now
+        self.sent_bytes += len(chunk)
+        self._tail = (self._tail[1], chunk[-TAIL_BYTES:])
+        if self.is_stream:
+            self.events += chunk.count(b"data: {")
+
+    def tokens(self) -> tuple[int | None, int | None]:
+        """Prompt and completion tokens, where the answer names them."""
+        return count_tokens(b"".join(self._tail))

@@ -1,0 +1,130 @@
+"""Requests that engines answer: find the model, lease an engine, pass the request through."""
+
+import random
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from axiond import log
+from axiond.errors import EngineError, RequestError
+from axiond.gateway.body import model_in_form, model_in_json, rename_in_form, rename_in_json
+from axiond.gateway.connection import read_body
+from axiond.gateway.exchange import Exchange
+from axiond.gateway.headers import forwarded
+from axiond.gateway.relay import relay
+from axiond.gateway.upstream import Upstreams
+from axiond.manifest.spec import Server
+from axiond.reconcile.state import EngineKey
+from axiond.routing.choose import engine_name
+from axiond.routing.router import Lease, Router
+
+JSON_PATHS = frozenset((
+    "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages",
+    "/v1/messages/count_tokens", "/v1/embeddings", "/v2/embed", "/rerank", "/v1/rerank", "/v2/rerank", "/score",
+    "/v1/score", "/tokenize", "/detokenize", "/pooling", "/classify", "/cohere/v2/chat", "/generative_scoring",
+    "/inference/v1/generate", "/v1/chat/completions/render", "/v1/completions/render", "/v1/messages/render",
+    "/v1/responses/render", "/v1/chat/completions/derender", "/v1/completions/derender",
+))  # fmt: skip
+FORM_PATHS = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
+STORED_RESPONSE = re.compile(r"/v1/responses/([A-Za-z0-9_.-]{1,128})(/cancel)?")
+MOST_ATTEMPTS = 3
+MOST_REMEMBERED = 10_000
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_.-]{1,120})"')
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A body and the name it asks for; *is_named* is false where the name was supplied here."""
+
+    name: str
+    body: bytes | None
+    is_named: bool = True
+    form_type: str = ""
+
+    def body_for(self, name: str) -> bytes | None:
+        """The body that asks for *name*: the very same bytes if it does already."""
+        if self.body is None or not self.is_named or name == self.name:
+            return self.body
+        return rename_in_form(self.body, self.form_type, name) if self.form_type else rename_in_json(self.body, self.name, name)
+
+
+class Passthrough:
+    """Answers requests from engines, unchanged but for the model's name."""
+
+    def __init__(self, router: Router, upstreams: Upstreams, server: Server, logger: FilteringBoundLogger) -> None:
+        self._router, self._upstreams, self._server, self._log = router, upstreams, server, logger
+        self._responses: OrderedDict[str, str] = OrderedDict()
+
+    async def answer(self, exchange: Exchange) -> web.StreamResponse:
+        """
+        Answer a POST on `JSON_PATHS` or `FORM_PATHS`.
+
+        Raises:
+            RequestError: nothing was sent yet.
+        """
+        ask = await self._read(exchange.request)
+        response = await self._forward(exchange, ask)
+        if exchange.request.rel_url.raw_path == "/v1/responses" and (found := _RESPONSE_ID.search(exchange.head)):
+            self._remember(found[1].decode(), ask.name)
+        return response
+
+    async def answer_stored(self, exchange: Exchange, response_id: str) -> web.StreamResponse:
+        """Get or cancel a stored response, from the model that made it."""
+        body = await read_body(exchange.request, self._server.header_timeout_s)
+        name = self._responses.get(response_id) or self._only_name()
+        return await self._forward(exchange, Ask(name, body or None, is_named=False))
+
+    async def _read(self, request: web.BaseRequest) -> Ask:
+        form = request.rel_url.raw_path in FORM_PATHS
+        wanted = "multipart/form-data" if form else "application/json"
+        if request.content_type != wanted:
+            raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {wanted}, not {request.content_type[:100]}.")
+        body = await read_body(request, self._server.header_timeout_s)
+        form_type = request.headers["Content-Type"] if form else ""
+        name = model_in_form(body, form_type) if form else model_in_json(body)
+        return Ask(name or self._only_name(), body, bool(name), form_type)
+
+    def _only_name(self) -> str:
+        """A name of the only model there is."""
+        table = self._router.table
+        if len(table.pools) != 1 and table.generation:
+            raise RequestError(
+                400, "missing_model", "Several models are served: say which `model`; GET /v1/models lists them.", param="model"
+            )
+        return next(iter(table.names), "")
+
+    async def _forward(self, exchange: Exchange, ask: Ask) -> web.StreamResponse:
+        """Try engines until one answers; none is tried twice."""
+        draw = random.random()  # noqa: S311  # spreads load, guards nothing
+        failed: list[EngineKey] = []
+        while True:
+            with await self._router.lease(ask.name, draw, failed) as lease:
+                exchange.model = lease.pool.model
+                try:
+                    return await self._attempt(exchange, ask, lease)
+                except EngineError as error:
+                    exchange.retries = len(failed)
+                    failed.append(lease.endpoint.key)
+                    self._log.warning(log.REQUEST_WAS_RETRIED, request_id=exchange.request_id, reason=str(error))
+                    if len(failed) == MOST_ATTEMPTS:
+                        raise RequestError(503, "engine_failed", f"{len(failed)} engines failed: {error}", retry_after_s=5) from error
+
+    async def _attempt(self, exchange: Exchange, ask: Ask, lease: Lease) -> web.StreamResponse:
+        request, endpoint = exchange.request, lease.endpoint
+        body = ask.body_for(engine_name(lease.pool, endpoint, ask.name))
+        headers = forwarded(request.headers, exchange.request_id)
+        upstream = await self._upstreams.send(endpoint, request.method, request.rel_url.raw_path_qs, headers, body)
+        try:
+            if upstream.status >= 500:
+                exchange.lost = "engine_error"
+            return await relay(upstream, endpoint, exchange)
+        finally:
+            upstream.close()
+
+    def _remember(self, response_id: str, name: str) -> None:
+        self._responses[response_id] = name
+        if len(self._responses) > MOST_REMEMBERED:
+            self._responses.popitem(last=False)
