@@ -15,7 +15,7 @@ _EACH_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 2)
 _REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _RELOAD_S = (0.01, 0.1, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
 
-disable_created_metrics()  # they would double the output
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the output
 
 
 class Metrics:
