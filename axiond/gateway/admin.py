@@ -35,11 +35,11 @@ class Control(Protocol):
         """The root file's text and its etag."""
         ...
 
-    async def put_manifest(self, text: bytes, if_match: str | None, wait: bool) -> ReloadReport:
+    async def put_manifest(self, text: bytes, if_match: str | None, wait: bool = False, timeout_s: float | None = None) -> ReloadReport:
         """Replace the root file. Raises ManifestError, or RequestError 412 if *if_match* is not the etag."""
         ...
 
-    async def reload(self, wait: bool) -> ReloadReport: ...
+    async def reload(self, wait: bool = False, timeout_s: float | None = None) -> ReloadReport: ...
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Follow events; drops the oldest for a reader that is too slow."""
@@ -86,10 +86,10 @@ class _Admin:
     async def put_manifest(self, request: web.Request) -> web.Response:
         if_match = request.headers.get("If-Match")
         etag = if_match.removeprefix("W/").strip('"') if if_match and if_match != "*" else None
-        return _report(await self._control.put_manifest(await request.read(), etag, _waits(request)))
+        return _report(await self._control.put_manifest(await request.read(), etag, *_patience(request)))
 
     async def reload(self, request: web.Request) -> web.Response:
-        return _report(await self._control.reload(_waits(request)))
+        return _report(await self._control.reload(*_patience(request)))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events until the client leaves; a comment now and then shows that the line is alive."""
@@ -131,8 +131,13 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
         return _error(RequestError(500, "internal_error", f"{type(error).__name__}: {error}"))
 
 
-def _waits(request: web.Request) -> bool:
-    return request.query.get("wait", "0") not in ("", "0", "false")
+def _patience(request: web.Request) -> tuple[bool, float | None]:
+    """Whether to wait for the end of a reload, and for how many seconds."""
+    try:
+        timeout_s = float(request.query["timeout"]) if "timeout" in request.query else None
+    except ValueError as exc:
+        raise RequestError(400, "invalid_query", "`timeout` must be a number of seconds.", param="timeout") from exc
+    return request.query.get("wait", "0") not in ("", "0", "false"), timeout_s
 
 
 def _report(report: Report) -> web.Response:

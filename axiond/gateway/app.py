@@ -86,7 +86,7 @@ def _listen(address: str) -> socket.socket:
 
 
 @asynccontextmanager
-async def serve_admin(control: Control, metrics: Metrics, path: Path) -> AsyncIterator[None]:
+async def serve_admin(control: Control, path: Path, metrics: Metrics) -> AsyncIterator[None]:
     """
     Serve the admin endpoint on the Unix socket *path*, mode 0660, while the block runs.
 
