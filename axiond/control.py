@@ -3,7 +3,7 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +14,17 @@ from axiond import __version__
 from axiond.engine.process import memory_bytes
 from axiond.errors import ManifestError, RequestError
 from axiond.events import Events
+from axiond.gateway.listing import pool_state
 from axiond.manifest.load import load, parse
 from axiond.manifest.spec import Manifest
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.preview import preview
+from axiond.reconcile.state import EngineKey
 from axiond.report import EngineReport, Event, ModelReport, PlanReport, ReloadReport, SourceReport, Status
 from axiond.resources.cores import affinity
+
+MEMORY_SAMPLE_S = 10.0
 
 
 class Control:
@@ -35,6 +39,7 @@ class Control:
         self.files: tuple[Path, ...] = (path,)
         self._reading = asyncio.Lock()
         self._look, self._again = asyncio.Event(), False
+        self._memory: dict[EngineKey, int] = {}
 
     def look(self) -> None:
         """The file may have changed."""
@@ -67,6 +72,13 @@ class Control:
         if wait:
             return await self._reconciler.settled(number, timeout_s)
         return self._reconciler.outcome(number)
+
+    async def sample_memory(self) -> None:
+        """Measure the engines for ever; the kernel takes milliseconds for each, so it is done now and then and off the loop."""
+        while True:
+            engines = {key: record.engine.pids for key, record in self._reconciler.executor.engines.items()}
+            self._memory = {key: await memory_bytes(pids) for key, pids in engines.items()}
+            await asyncio.sleep(MEMORY_SAMPLE_S)
 
     async def _read(self, again: bool) -> int:
         try:
@@ -114,12 +126,10 @@ class Control:
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return self._events.follow()
 
-    async def status(self) -> Status:
-        """Everything there is to know. Reading the memory of many processes takes milliseconds, so it is done off the loop."""
+    def status(self) -> Status:
+        """Everything there is to know; memory as `sample_memory()` last saw it."""
         reconciler = self._reconciler
-        records = list(reconciler.executor.engines.values())
-        pids = {str(record.key): record.engine.pids for record in records}
-        memory = dict(zip(pids, await asyncio.gather(*map(memory_bytes, pids.values())), strict=True))
+        records = sorted(reconciler.executor.engines.values(), key=lambda record: record.key)
         desired, serving = reconciler.desired, reconciler.serving
         return Status(
             version=__version__,
@@ -131,7 +141,7 @@ class Control:
             is_settled=reconciler.is_settled,
             conditions=reconciler.conditions,
             models=self._models(),
-            engines=tuple(self._engine(record, pids, memory) for record in sorted(records, key=lambda r: r.key)),
+            engines=tuple(map(self._engine, records)),
             sources=tuple(
                 SourceReport(source=source, state=record.view.state, reason=record.view.reason, weight_bytes=record.view.weight_bytes)
                 for source, record in sorted(reconciler.executor.sources.items())
@@ -148,7 +158,7 @@ class Control:
                 names=pool.spec.names(name),
                 load=pool.spec.load,
                 replicas=pool.spec.replicas,
-                state=pool.state,
+                state=pool_state(pool),
                 reason=pool.reason,
                 queued=router.queued(name),
                 in_flight=sum(router.in_flight(endpoint.key) for endpoint in pool.endpoints),
@@ -156,8 +166,8 @@ class Control:
             for name, pool in router.table.pools.items()
         )
 
-    def _engine(self, record: EngineRecord, pids: Mapping[str, tuple[int, ...]], memory: Mapping[str, int]) -> EngineReport:
-        key = record.key
+    def _engine(self, record: EngineRecord) -> EngineReport:
+        key, pids = record.key, record.engine.pids
         published = self._reconciler.published
         return EngineReport(
             key=str(key),
@@ -168,10 +178,10 @@ class Control:
             since=datetime.fromtimestamp(record.since_wall, UTC),
             reason=record.reason,
             is_routed=published is not None and key in published.endpoints.get(key.model, ()),
-            pids=pids[str(key)],
-            cores=affinity(pids[str(key)]),
+            pids=pids,
+            cores=affinity(pids),
             memory_estimate_bytes=record.memory_bytes,
-            memory_bytes=memory[str(key)],
+            memory_bytes=self._memory.get(key, 0),
             in_flight=self._reconciler.router.in_flight(key),
             failures=record.failures,
             tail=record.tail or record.engine.tail,

@@ -31,7 +31,7 @@ from axiond.manifest.watch import watch
 from axiond.notify import Notifier
 from axiond.reconcile.execute import Fetched, World
 from axiond.reconcile.generation import Generation
-from axiond.reconcile.loop import Reconciler
+from axiond.reconcile.loop import Listener, Reconciler
 from axiond.reconcile.state import EngineKey
 from axiond.resources.budget import budget_bytes
 from axiond.resources.cores import cores_of
@@ -67,13 +67,14 @@ class Boot:
 
 def run(path: Path, settings: Settings = Settings()) -> int:
     """Serve the manifest at *path* until SIGTERM or SIGINT; return the exit code."""
+    code = 0
     try:
         uvloop.run(_serve(path.absolute(), settings))
     except* AxiondError as group:
+        code = 1
         for error in _leaves(group):
             print(f"axiond: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return code
 
 
 async def _serve(path: Path, settings: Settings) -> None:
@@ -103,8 +104,10 @@ class _Daemon:
         self._realised: asyncio.Queue[Generation] = asyncio.Queue()
         budget = settings.budget_bytes or budget_bytes()
         world = World(self._build_engine, self._fetch, asyncio.get_running_loop().time, random.random)
-        self._reconciler = Reconciler(world, self._events, tasks, server, budget, self._realised.put_nowait, self._announcer.after_round)
+        listener = Listener(self._realised.put_nowait, self._announcer.after_round, self._change_ended)
+        self._reconciler = Reconciler(world, self._events, tasks, server, budget, listener)
         self._control = Control(path, self._reconciler, self._events)
+        self._metrics = Metrics(self._reconciler.router, self._control.status)
         self._is_over = asyncio.Event()
 
     async def serve(self) -> None:
@@ -113,8 +116,8 @@ class _Daemon:
         self._start_from(self._boot)
         self._hear_signals()
         endless = [self._tasks.create_task(work, name=name) for name, work in self._endless().items()]
-        metrics = Metrics(self._reconciler.router)
-        async with serve_admin(self._control, self._admin_socket(), metrics), serve_rest(self._reconciler.router, self._server, metrics):
+        rest = serve_rest(self._reconciler.router, self._server, self._metrics)
+        async with serve_admin(self._control, self._admin_socket(), self._metrics), rest:
             await self._is_over.wait()
             self._events.emit(log.DAEMON_BEGAN_STOPPING)
             self._notifier.stopping("ending running requests")
@@ -144,11 +147,16 @@ class _Daemon:
             "reconcile": self._reconciler.run(),
             "watch": watch(self._control.path, lambda: self._control.files, self._control.look),
             "look": self._control.run(),
+            "sample memory": self._control.sample_memory(),
             "heartbeat": self._announcer.heartbeat(),
             "watchdog": self._notifier.feed_watchdog(),
             "keep last good": self._keep_last_good(),
             "greet": self._greet(),
         }
+
+    def _change_ended(self, outcome: str, took_s: float) -> None:
+        self._metrics.reload_ended(outcome, took_s)
+        self._events.emit(log.GENERATION_WAS_SETTLED, outcome=outcome, took_s=round(took_s, 3))
 
     async def _keep_last_good(self) -> None:
         while True:

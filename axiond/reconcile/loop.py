@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from axiond import log
@@ -22,14 +23,25 @@ from axiond.report import Condition, RejectionReport, ReloadReport
 from axiond.routing.router import Router
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """
+    Who wants to hear what.
+
+    *realised*: a generation whose engines are all ready, the last good manifest. *round_ended*: a sentence that says what
+    is going on, and whether something is on its way. *change_ended*: a manifest's outcome and the seconds it took.
+    """
+
+    realised: Callable[[Generation], None] = lambda _generation: None
+    round_ended: Callable[[str, bool], None] = lambda _text, _is_busy: None
+    change_ended: Callable[[str, float], None] = lambda _outcome, _took_s: None
+
+
 class Reconciler:
     """
     Holds what is wanted and what is served, and drives the executor.
 
-    Args:
-        server: the settings the daemon was started with; later changes to `daemon` fields are reported, not applied.
-        on_realised: called with each generation once every engine it wants is ready: the last good manifest.
-        on_round: called after every round with a sentence that says what is going on, and whether something is on its way.
+    *server* are the settings the daemon was started with; later changes to `daemon` fields are reported, not applied.
     """
 
     def __init__(
@@ -39,15 +51,14 @@ class Reconciler:
         tasks: asyncio.TaskGroup,
         server: Server,
         budget_bytes: int,
-        on_realised: Callable[[Generation], None] = lambda _: None,
-        on_round: Callable[[str, bool], None] = lambda _text, _is_busy: None,
+        listener: Listener = Listener(),
     ) -> None:
         self._wake = asyncio.Event()
         self._round_ended = asyncio.Condition()
         self.router = Router(self._note_requests)
         self.executor = Executor(world, events, self._wake.set, tasks)
         self._world, self._events, self._server, self.budget_bytes = world, events, server, budget_bytes
-        self._on_realised, self._on_round = on_realised, on_round
+        self._listener = listener
         self.desired: Generation | None = None
         self.serving: Generation | None = None
         self.published: Published | None = None
@@ -56,7 +67,8 @@ class Reconciler:
         self.newest_number, self.newest_etag = 0, ""
         self.conditions: tuple[Condition, ...] = ()
         self._demanded: frozenset[str] = frozenset()
-        self._realised_number = 0
+        self._realised_number = self._ended_number = 0
+        self._changed_at = 0.0
         self._started_at = int(time.time())
 
     def resume(self, number: int, etag: str, manifest: Manifest) -> None:
@@ -174,8 +186,9 @@ class Reconciler:
         before, self.conditions = self.conditions, conditions(self.conditions, facts, datetime.now(UTC))
         self._tell_changes(before)
         moving = unsettled(self.desired.target, observed)
+        self._note_end(now, bool(moving))
         self._note_realised(observed, bool(moving))
-        self._on_round("; ".join(moving) or self._summary(observed), bool(moving))
+        self._listener.round_ended("; ".join(moving) or self._summary(observed), bool(moving))
         return next_wake_s(observed, self.desired.target, now)
 
     def _publish(self, routing: Published) -> None:
@@ -221,7 +234,14 @@ class Reconciler:
             return
         if self.desired is serving and not self.rejection:
             self._realised_number = serving.number
-            self._on_realised(serving)
+            self._listener.realised(serving)
+
+    def _note_end(self, now: float, is_moving: bool) -> None:
+        if is_moving or self._ended_number == self.newest_number:
+            return
+        self._ended_number = self.newest_number
+        outcome = "rejected" if self.refusal else "rolled_back" if self.rejection else "realised"
+        self._listener.change_ended(outcome, now - self._changed_at)
 
     def _summary(self, observed: Observed) -> str:
         ready = sum(view.state is EngineState.READY for view in observed.engines.values())
@@ -240,5 +260,8 @@ class Reconciler:
         )
 
     def _new_number(self, etag: str) -> None:
-        self.newest_number, self.newest_etag = self.newest_number + 1, etag
+        now = self._world.now()
+        if self._ended_number != self.newest_number:
+            self._listener.change_ended("superseded", now - self._changed_at)
+        self.newest_number, self.newest_etag, self._changed_at = self.newest_number + 1, etag, now
         self._wake.set()
