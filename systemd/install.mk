@@ -53,3 +53,7 @@ $(ROOT_STAMP):
 	@umask 022; PYTHON=$(INSTALL_PYTHON) requirements/install.sh $(DESTDIR)$(PREFIX) requirements/run.lock
 	@rm -f $(DESTDIR)$(PREFIX)/.run-*
 	@touch $@
+
+.PHONY: test-systemd
+test-systemd: $(DEV_STAMP) ## install on a real systemd in a container and use it (as root; 15 minutes the first time)
+	$(BIN)/python -m tests.systemd.run build/systemd/root bench/results/systemd.txt
