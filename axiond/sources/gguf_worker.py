@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from axiond.errors import SourceError
 from axiond.sources import cache, child
@@ -67,48 +68,36 @@ def hash_file(file: Path, size_bytes: int) -> str:
 
 def convert(file: Path, target: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # all that is needed lies in the file
-    # Imported here, not above: they take seconds, and are only needed for the first fetch of a file.
-    import gguf
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
+    try:
+        with child.progress("reading", 0, lambda: 0):
+            # Imported here, not above: they take seconds, and only the first fetch of a file needs them.
+            import gguf
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+            from transformers.utils import logging
 
-    try:
-        weights = sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors)
-    except (ValueError, IndexError, OverflowError) as exc:
-        raise SourceError(str(file), f"{file} is damaged or cut off: {exc}") from exc
-    total_bytes = weights * BYTES_PER_WEIGHT
-    cache.check_space(str(file), target.parent, total_bytes)
-    done = Fraction()
-    logging.set_tqdm_hook(done.follow)
-    try:
-        with child.progress("converting", total_bytes, lambda: int(done.value * total_bytes)):
+            logging.disable_progress_bar()
+            total_bytes = BYTES_PER_WEIGHT * sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors)
+            cache.check_space(str(file), target.parent, total_bytes)
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        before_bytes = private_bytes()
+        with child.progress("converting", total_bytes, lambda: private_bytes() - before_bytes):  # what is converted stays in memory
             model = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))  # fmt: skip
-        logging.set_tqdm_hook(None)
+                str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
         with child.progress("writing", total_bytes, lambda: cache.weight_bytes(target) if target.exists() else 0):
             tokenizer.save_pretrained(target)
             model.save_pretrained(target, max_shard_size=SHARD_SIZE)
-    except (ValueError, KeyError, RuntimeError, NotImplementedError) as exc:
-        raise SourceError(str(file), f"{file.name} cannot be converted: {exc}") from exc
+    except (SourceError, OSError):
+        raise
+    except Exception as exc:  # the libraries raise what they like, bare Exception included
+        raise SourceError(str(file), f"{file.name} is damaged, or of a kind that transformers cannot convert: {exc}") from exc
 
 
-class Fraction:
-    """How far transformers' progress bar over the weights is, from 0 to 1."""
-
-    def __init__(self) -> None:
-        self.value = 0.0
-
-    def follow(self, factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if options.get("desc") == "Loading weights":
-            return self._count(*arguments)
-        return factory(*arguments, **options | {"disable": True})
-
-    def _count(self, weights: Collection[Any]) -> Iterator[Any]:
-        for index, weight in enumerate(weights, 1):
-            yield weight
-            self.value = index / len(weights)
+def private_bytes() -> int:
+    """Memory of this process less what it maps from files."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)
 
 
 if __name__ == "__main__":
