@@ -223,10 +223,10 @@ async def _reload(socket: Path, wait: bool, timeout_s: float, as_json: bool) -> 
     if as_json:
         _print(report)
     elif is_good:
-        _print(f"generation {report.generation} {'is served' if report.is_realised else 'was accepted'}. {report.message}".rstrip())
+        _print(f"generation {report.generation} {'is served' if report.is_realised else 'was accepted'}.")
     else:
-        verdict = "was not realised" if report.is_accepted else "was rejected"
-        _complain(f"generation {report.generation} {verdict}: {report.message}")
+        gap = "\n" if "\n" in report.message else " "
+        _complain(f"generation {report.generation} {'was not realised' if report.is_accepted else 'was rejected'}:{gap}{report.message}")
     return OK if is_good else FAILED
 
 

@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 from pydantic import ValidationError
 
-from axiond.errors import DaemonRefused, DaemonUnreachable
+from axiond.errors import DaemonRefused, DaemonUnreachable, Place, Problem
 from axiond.report import Event, PlanReport, ReloadReport, Report, Status
 
 _ANSWER_TIMEOUT_S: Final = 30.0
@@ -94,22 +94,17 @@ def _reason(exc: Exception) -> str:
 
 
 async def _raise_for_error(response: aiohttp.ClientResponse) -> None:
-    """Errors come as {"error": {"message": ..., "problems": [...]}}."""
+    """Errors come as {"error": {"message": ..., "problems": [{"file": ..., "line": ..., ...}, ...]}}."""
     if response.status < 400:
         return
     body = await response.read()
     try:
         error = orjson.loads(body)["error"]
-        message, problems = str(error["message"]), tuple(map(_problem_text, error.get("problems") or ()))
+        message, problems = str(error["message"]), tuple(map(_problem, error.get("problems") or ()))
     except (orjson.JSONDecodeError, KeyError, TypeError):
         message, problems = f"HTTP {response.status}: {body[:200].decode(errors='replace')}", ()
     raise DaemonRefused(response.status, message, problems)
 
 
-def _problem_text(problem: str | Mapping[str, Any]) -> str:
-    """A problem as one line, whether the daemon sent the line or its parts."""
-    if isinstance(problem, str):
-        return problem
-    where = ":".join(str(problem[part]) for part in ("file", "line", "column") if problem.get(part))
-    head = ": ".join(part for part in (where, problem.get("field"), problem.get("what")) if part)
-    return head + (f" ({problem['remedy']})" if problem.get("remedy") else "")
+def _problem(parts: Mapping[str, Any]) -> Problem:
+    return Problem(Place(parts["file"], parts["line"], parts["column"], parts["field"]), parts["what"], parts["remedy"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class AxiondError(Exception):
@@ -35,11 +36,11 @@ class Problem:
 
 
 class ManifestError(AxiondError):
-    """A manifest was refused; carries every problem found, not only the first."""
+    """A manifest was refused; carries every problem found, not only the first. *files* is what to watch for a better one."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(self.problems)
+    def __init__(self, problems: Sequence[Problem], files: Sequence[Path] = ()) -> None:
+        self.problems, self.files = tuple(problems), tuple(files)
+        super().__init__(self.problems, self.files)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
@@ -130,9 +131,9 @@ class DaemonUnreachable(AxiondError):
 class DaemonRefused(AxiondError):
     """The daemon answered the admin request with an error; *problems* are those of a manifest, if that was the reason."""
 
-    def __init__(self, status: int, message: str, problems: Sequence[str] = ()) -> None:
+    def __init__(self, status: int, message: str, problems: Sequence[Problem] = ()) -> None:
         self.status, self.message, self.problems = status, message, tuple(problems)
         super().__init__(status, message, self.problems)
 
     def __str__(self) -> str:
-        return "\n".join((self.message, *self.problems))
+        return "\n".join(map(str, self.problems)) or self.message

@@ -37,7 +37,14 @@ def status_view(status: Status, now: datetime) -> RenderableType:
         parts.append(_engines(status.engines, now))
     if any(source.state != "ready" for source in status.sources):
         parts.append(_sources(status.sources))
-    parts += [_last_words(engine) for engine in status.engines if engine.tail and engine.state in ("failed", "backoff")]
+    if rejection := status.rejection:
+        head = f"Generation {rejection.generation} was not realised: {rejection.model}: {rejection.reason}"
+        parts.append(_with_lines(head, rejection.tail))
+    parts += [
+        _with_lines(f"Last lines of {engine.key}:", engine.tail)
+        for engine in status.engines
+        if engine.tail and engine.state in ("failed", "backoff")
+    ]
     return Group(*[line for part in parts for line in (part, "")][:-1])
 
 
@@ -143,9 +150,8 @@ def _sources(sources: Iterable[SourceReport]) -> Table:
     return table
 
 
-def _last_words(engine: EngineReport) -> RenderableType:
-    head = Text(f"Last lines of {engine.key}:", "bold red")
-    return Group(head, Padding("\n".join(engine.tail), (0, 0, 0, 2)))
+def _with_lines(head: str, lines: Iterable[str]) -> RenderableType:
+    return Group(Text(head, "bold red"), Padding("\n".join(lines), (0, 0, 0, 2)))
 
 
 def _table(*columns: str) -> Table:

@@ -87,7 +87,8 @@ def answering(body: Report | dict[str, Any] | bytes, status: int = 200) -> Handl
     return answer
 
 
-REFUSAL = {"error": {"message": "the manifest has 2 problems", "problems": ["a.toml:1:2: x: wrong", "a.toml:3:4: y: unknown (z?)"]}}
+PROBLEM = {"file": "a.toml", "line": 3, "column": 4, "field": "models.x.y", "what": "no such field", "remedy": "did you mean z?"}
+REFUSAL = {"error": {"message": "not shown beside the problems", "problems": [{**PROBLEM, "line": 0}, PROBLEM]}}
 
 
 @pytest.mark.parametrize(("report", "code"), [(healthy, 0), (rolled_back, 2)], ids=["healthy", "rolled back"])
@@ -123,12 +124,13 @@ async def test_plan(daemon: FakeDaemon, report: PlanReport, code: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "report", "code", "out", "err"),
     [
-        ((), (4, True, True, "in 12.1 s"), 0, "generation 4 is served. in 12.1 s\n", ""),
+        ((), (4, True, True, ""), 0, "generation 4 is served.\n", ""),
         ((), (4, True, False, NOT_REALISED), 1, "", f"axiond: generation 4 was not realised: {NOT_REALISED}\n"),
         ((), (4, False, False, "too big"), 1, "", "axiond: generation 4 was rejected: too big\n"),
-        (("--no-wait",), (4, True, False, ""), 0, "generation 4 was accepted.\n", ""),
+        ((), (4, False, False, "a:1: x\nb:2: y"), 1, "", "axiond: generation 4 was rejected:\na:1: x\nb:2: y\n"),
+        (("--no-wait",), (4, True, False, "chat is on its way"), 0, "generation 4 was accepted.\n", ""),
     ],
-    ids=["served", "rolled back", "rejected", "accepted"],
+    ids=["served", "rolled back", "rejected", "many problems", "accepted"],
 )
 async def test_reload(
     daemon: FakeDaemon, arguments: tuple[str, ...], report: tuple[int, bool, bool, str], code: int, out: str, err: str
@@ -140,11 +142,12 @@ async def test_reload(
     assert daemon.requests == [("POST", f"/admin/v1/reload?wait={int(not arguments)}&timeout=7", b"")]
 
 
-async def test_a_refused_manifest_shows_every_problem(daemon: FakeDaemon) -> None:
+async def test_a_refused_candidate_shows_every_problem(daemon: FakeDaemon) -> None:
     daemon.answer = answering(REFUSAL, 422)
-    outcome = await axiond("reload", "--socket", str(daemon.socket))
-    lines = "axiond: the manifest has 2 problems\na.toml:1:2: x: wrong\na.toml:3:4: y: unknown (z?)\n"
-    assert outcome == Outcome(1, "", lines)
+    (daemon.folder / "new.json").write_text("{}")
+    outcome = await axiond("plan", str(daemon.folder / "new.json"), "--socket", str(daemon.socket))
+    lines = "a.toml: models.x.y: no such field (did you mean z?)\na.toml:3:4: models.x.y: no such field (did you mean z?)\n"
+    assert outcome == Outcome(1, "", f"axiond: {lines}")
 
 
 @pytest.mark.parametrize(
@@ -258,6 +261,22 @@ async def test_watch_follows_events_and_ends_with_the_daemon(daemon: FakeDaemon)
     assert (process.returncode, b"it ended the stream of events" in err) == (1, True)
 
 
+async def test_check_names_every_problem(tmp_path: Path) -> None:
+    """In the form that editors jump to; the second file has none."""
+    bad, good = tmp_path / "bad.toml", tmp_path / "good.toml"
+    bad.write_text('[models.a]\nsource = "/x"\nquantisation = "awq"\n[models.b]\nsource = 1\n')
+    good.write_text('[models.a]\nsource = "/x"\n')
+    refused, as_json, accepted = await asyncio.gather(
+        axiond("check", str(bad)), axiond("check", "--json", str(bad)), axiond("check", str(good))
+    )
+    assert refused.code == as_json.code == 1
+    assert refused.err.splitlines()[0] == f'{bad}:3:1: models.a.quantisation: no such field (did you mean "quantization"?)'
+    assert refused.err.splitlines()[1].startswith(f"{bad}:5:1: models.b.source: ")
+    assert refused.err.splitlines()[2:] == ["2 problems."]
+    assert [problem["place"]["line"] for problem in json.loads(as_json.out)["problems"]] == [3, 5]
+    assert accepted == Outcome(0, f"{good} is good: 1 model, 0 routes.\n", "")
+
+
 @pytest.mark.parametrize("arguments", [("bogus",), ("plan", "--bogus"), ("reload", "--timeout", "soon")])
 async def test_wrong_usage_exits_1(arguments: tuple[str, ...]) -> None:
     """Not 2 as usual: a script must not take a typo for "there are changes"."""
@@ -267,7 +286,7 @@ async def test_wrong_usage_exits_1(arguments: tuple[str, ...]) -> None:
 
 
 async def test_help_shows_an_example_for_every_command() -> None:
-    commands = ("serve", "plan", "reload", "status", "events")
+    commands = ("serve", "check", "plan", "reload", "status", "events")
     for outcome in await asyncio.gather(*(axiond(command, "--help") for command in commands)):
         assert outcome.code == 0
         assert "Example: " in outcome.out

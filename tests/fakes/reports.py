@@ -10,6 +10,7 @@ from axiond.report import (
     ModelChange,
     ModelReport,
     PlanReport,
+    RejectionReport,
     SourceReport,
     Status,
 )
@@ -61,6 +62,7 @@ def rolled_back(now: datetime) -> Status:
                 condition(ConditionType.ROLLED_BACK, "True", "EngineFailed", now - timedelta(seconds=42), "generation 4: chat: exited"),
             ),
             "engines": (*good.engines, failed),
+            "rejection": RejectionReport(generation=4, model="chat", reason=failed.reason, tail=failed.tail[1:]),
             "sources": (*good.sources, SourceReport(source="org/big", state="fetching", reason="42 % of 3.1 GiB")),
         }
     )  # fmt: skip
