@@ -66,6 +66,18 @@ async def test_resumes_after_a_cut_connection(hub: FakeHub, fetcher: Fetcher) ->
     assert [value for value in hub.ranges if value != "bytes=0-"] == [f"bytes={2 * PIECE_BYTES}-"]
 
 
+async def test_a_server_that_goes_away(hub: FakeHub, fetcher: Fetcher) -> None:
+    """What arrived whole is kept, and only the rest is asked for at the next try."""
+    hub.cuts = 100
+    with pytest.raises(SourceError, match="the download broke off"):
+        await fetcher(REPO)
+    assert fetcher.half_made() == []
+    hub.cuts = 0
+    resolved = await fetcher(REPO)
+    assert (resolved.folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert max(progress.total_bytes for progress in fetcher.told) == len(WEIGHTS)
+
+
 async def test_without_network_the_copy_here_is_used_with_a_note(hub: FakeHub, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     first = await fetcher(REPO)
     hub.refuse = (503, "")
