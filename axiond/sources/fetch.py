@@ -60,6 +60,7 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
     place = parse(source)
     if revision and not isinstance(place, HubRepo):
         raise SourceError(source, f'revision "{revision}" makes sense for a Hugging Face repository only')
+    state_dir = await asyncio.to_thread(state_dir.resolve)
     try:
         match place:
             case Folder(path):
