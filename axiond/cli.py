@@ -22,6 +22,8 @@ from axiond.manifest.gather import gather
 from axiond.manifest.load import load
 from axiond.manifest.merge import merge
 from axiond.manifest.spec import Manifest as ManifestSpec
+from axiond.reconcile.preview import preview
+from axiond.reconcile.state import Observed
 from axiond.render import event_line, exit_code, plan_view, status_view
 from axiond.report import Report, Status
 
@@ -208,8 +210,12 @@ async def _check_engines(manifest: Path, loaded: ManifestSpec) -> Sequence[Probl
 
 async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
     text = _read(manifest)
-    async with AdminClient(socket) as admin:
-        report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
+    try:
+        async with AdminClient(socket) as admin:
+            report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
+    except DaemonUnreachable as exc:
+        _complain(f"{exc}; this is what a first start would do:")
+        report = preview(1, ManifestSpec(), load(manifest).manifest, Observed())
     _print(report if as_json else plan_view(report))
     for problem in report.problems:
         _complain(problem)

@@ -174,6 +174,16 @@ async def test_no_daemon(command: str, tmp_path: Path) -> None:
     assert f"no daemon answers on {tmp_path}/admin.sock: the socket does not exist\nIs it running? Try:" in outcome.err
 
 
+async def test_plan_without_a_daemon_says_so(tmp_path: Path) -> None:
+    """Compared with nothing: everything is to load."""
+    manifest = tmp_path / "m.toml"
+    manifest.write_text('[models.a]\nsource = "/x"\n')
+    outcome = await axiond("plan", str(manifest), "--socket", str(tmp_path / "admin.sock"))
+    assert outcome.code == 2
+    assert "Plan: 1 to load." in outcome.out
+    assert outcome.err.endswith("the socket does not exist; this is what a first start would do:\n")
+
+
 async def test_dead_socket(daemon: FakeDaemon) -> None:
     """A socket file whose daemon was killed says so."""
     with socket.socket(socket.AF_UNIX) as dead:
