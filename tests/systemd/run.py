@@ -66,7 +66,10 @@ def start(machine: Machine) -> None:
 def edit_live(machine: Machine) -> None:
     """a new alias: reload, no engine restarts"""
     before = engine_pids(machine)
-    machine.run(f"sed -i '/^\\[models.smollm2\\]/a aliases = [\"assistant\"]' {MANIFEST} && axiond plan {MANIFEST}", codes=(0, 2))
+    machine.run(
+        f'sed \'s/^aliases = .*/aliases = ["default", "assistant"]/\' {MANIFEST} > /root/new.toml && axiond plan /root/new.toml', codes=(2,)
+    )
+    machine.run(f"cp /root/new.toml {MANIFEST}")
     machine.run("systemctl reload axiond")
     ask(machine, "assistant")
     expect(engine_pids(machine) == before, "the engine was replaced by a live edit")
@@ -94,9 +97,9 @@ def refuse_typo(machine: Machine) -> None:
 
 
 def roll_back(machine: Machine) -> None:
-    """a manifest that cannot be realised: rolled back with the reason, the old one serves on"""
+    """a manifest that no engine can realise: rolled back with vLLM's own words, the old one serves on"""
     before = engine_pids(machine)
-    machine.run(f"sed 's|^source = .*|source = \"/nonexistent\"|' /root/good.toml > /root/bad.toml && cp /root/bad.toml {MANIFEST}")
+    machine.run(f"sed 's|^max_model_len = .*|max_model_len = 99999999|' /root/good.toml > /root/bad.toml && cp /root/bad.toml {MANIFEST}")
     machine.run("systemctl reload axiond", codes=(1,), timeout_s=START_TIMEOUT_S)
     machine.run("axiond reload", codes=(1,), timeout_s=START_TIMEOUT_S)
     machine.run("axiond status", codes=(2,))
