@@ -95,7 +95,7 @@ def threads_bind(cores: list[int], workers: int) -> str:
 def checkpoint_problem(spec: ModelSpec, config: Mapping[str, Any]) -> str | None:
     """Say what vLLM would silently ignore or choose otherwise for a checkpoint with this config.json; None if nothing."""
     quantization = config.get("quantization_config") or {}
-    method = str(quantization.get("quant_method") or "unnamed") if quantization else None
+    method = str(quantization.get("quant_method") or "an unnamed method") if quantization else None
     if spec.quantization == "none" and method:
         return f'asks for quantization "none", but its checkpoint is quantized with {method}'
     if spec.quantization not in ("auto", "none", method):

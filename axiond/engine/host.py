@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +27,7 @@ TERM_GRACE_S = 8.0
 # What is left of an engine gets this long to say why one of its processes died.
 WORDS_GRACE_S = 2.0
 STDIN, STDERR = 0, 2
+FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 
 class Host:
@@ -71,7 +72,7 @@ class Host:
     def _hear_signals(self) -> None:
         numbers = os.read(self._signals, 4096)
         self._reap()
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if any(number in numbers for number in FORWARDED):
             self._stop("was stopped")
 
     def _reap(self) -> None:
@@ -109,7 +110,7 @@ def catch_signals() -> int:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for number in (*FORWARDED, signal.SIGCHLD):
         signal.signal(number, lambda _number, _frame: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return read_end
@@ -118,14 +119,19 @@ def catch_signals() -> int:
 def spawn(command: Sequence[str]) -> int:
     """Start the command so that it cannot outlive this process."""
     host = os.getpid()
-    return os.fork() or become(command, host)
+    # A signal between fork and exec would go to this process's handlers, which are lost with the exec.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    pid = os.fork() or become(command, host, mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return pid
 
 
-def become(command: Sequence[str], host: int) -> NoReturn:
+def become(command: Sequence[str], host: int, mask: Iterable[int]) -> NoReturn:
     try:
         die_with_parent(host)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (*FORWARDED, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.dup2(os.open(os.devnull, os.O_RDONLY), STDIN)
         os.execvp(command[0], list(command))  # noqa: S606  no shell is wanted
     except OSError as exc:
@@ -151,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
         guard.listen(64)
         host = Host(options.command, guard)
         host.run()
-    sweep(options.folder, root=os.getpid())
+    sweep(options.folder, os.getpid())
     code, words = host.end or (1, "ended for no known reason")
     with suppress(OSError):
         os.write(STDERR, f"{ENDED}{words}\n".encode())

@@ -12,11 +12,13 @@ TAIL_LINES, LONGEST_LINE = 60, 500
 # "(EngineCore pid=12) ERROR 11-23 06:50:09 [core.py:1490] ", in any part.
 PREFIX = re.compile(r"^(\(\w[^()]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-ERROR = re.compile(r"^([\w.]+\.)?\w*(Error|Exception|Interrupt|Exit|Failure)(:|$)|^(Fatal|Killed|Segmentation fault)|^\S+: error: ")
+ERROR = re.compile(
+    r"^([\w.]+\.)?\w*(Error|Exception|Interrupt|Exit|Failure)(:|$)|^Value error, |^(Fatal|Killed|Segmentation fault)|^\S+: error: "
+)
 # They only say that another process or another line has the cause.
 WRAPPERS = re.compile(
     r"Engine core initialization failed|EngineDeadError|EngineGenerationError|Executor failed|WorkerProc initialization failed"
-    r"|KeyboardInterrupt|CancelledError|BrokenPipeError"
+    r"|\d+ validation errors? for|KeyboardInterrupt|CancelledError|BrokenPipeError"
 )
 
 
@@ -28,10 +30,11 @@ class Output:
         self._errors: dict[str, None] = {}
 
     def add(self, line: str) -> None:
-        line = COLOUR.sub("", line)[:LONGEST_LINE]
-        self._tail.append(line)
+        # A progress bar is many versions of one line.
+        line = COLOUR.sub("", line.rstrip().rpartition("\r")[2])
+        self._tail.append(line[:LONGEST_LINE])
         if len(self._errors) < TAIL_LINES:
-            self._errors |= dict.fromkeys(error_lines([line]))
+            self._errors |= {error[:LONGEST_LINE]: None for error in error_lines([line])}
 
     @property
     def tail(self) -> tuple[str, ...]:

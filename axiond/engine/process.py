@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterable
@@ -18,7 +19,7 @@ import aiohttp
 from axiond.engine.argv import checkpoint_problem, environment, server_argv
 from axiond.engine.engine import Endpoint
 from axiond.engine.golden import GoldenRequestFailed, ask, judge
-from axiond.engine.output import LONGEST_LINE, Output, how_ended
+from axiond.engine.output import Output, how_ended
 from axiond.engine.sweep import LOCK, descendants, sweep
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import ModelSpec
@@ -26,6 +27,7 @@ from axiond.reconcile.state import EngineKey
 
 ENGINES = "e"
 STOP_DEADLINE_S = 10.0
+LONGEST_PARTIAL_LINE = 8192
 PROBE_INTERVAL_S = 0.1
 PROBE_TIMEOUT_S = 5.0
 LONGEST_SOCKET_PATH = 107
@@ -79,7 +81,7 @@ class ProcessEngine:
         spec, key = self._launch.spec, str(self._launch.key)
         try:
             async with asyncio.timeout(spec.start_timeout_s):
-                await self._check_checkpoint()
+                await self._check()
                 self._spawn()
                 await self._prove()
         except TimeoutError:
@@ -103,14 +105,18 @@ class ProcessEngine:
             self._stopping = asyncio.create_task(self._terminate(self._life), name=f"stop {self._launch.key}")
         await uninterrupted(self._stopping)
 
-    async def _check_checkpoint(self) -> None:
-        config = await asyncio.to_thread(read_config, self._launch.folder)
-        if problem := checkpoint_problem(self._launch.spec, config):
-            raise EngineStartError(str(self._launch.key), problem)
-        if (length := len(os.fsencode(self._folder)) + 1 + LONGEST_SOCKET_NAME) > LONGEST_SOCKET_PATH:
-            over = length - LONGEST_SOCKET_PATH
-            problem = f"could not be started: server.runtime_dir is {over} bytes too long for Unix sockets: {self._launch.runtime_dir}"
-            raise EngineStartError(str(self._launch.key), problem)
+    async def _check(self) -> None:
+        """Refuse what would fail later with less clear words, or be ignored in silence."""
+        launch = self._launch
+        problem = checkpoint_problem(launch.spec, await asyncio.to_thread(read_config, launch.folder))
+        if not launch.folder.is_dir():
+            problem = f"could not be started: there is no folder {launch.folder}"
+        if missing := launch.cores - os.sched_getaffinity(0):
+            problem = f"asks for cores that the daemon may not use: {', '.join(map(str, sorted(missing)))}"
+        if (over := len(os.fsencode(self._folder)) + 1 + LONGEST_SOCKET_NAME - LONGEST_SOCKET_PATH) > 0:
+            problem = f"could not be started: server.runtime_dir is {over} bytes too long for Unix sockets: {launch.runtime_dir}"
+        if problem:
+            raise EngineStartError(str(launch.key), problem)
 
     def _spawn(self) -> None:
         launch = self._launch
@@ -139,12 +145,12 @@ class ProcessEngine:
         reading = asyncio.create_task(self._read(host.stdout))
         try:
             await ended(host.pid)
-            await asyncio.to_thread(sweep, self._folder)
+            await asyncio.to_thread(sweep, self._folder, host.pid)
             await asyncio.wait({reading}, timeout=1.0)
         except asyncio.CancelledError:
             # The loop itself ends: nobody will come after.
-            host.kill()
-            sweep(self._folder)
+            os.kill(host.pid, signal.SIGKILL)
+            sweep(self._folder, host.pid)
             raise
         finally:
             code = host.wait()
@@ -159,7 +165,7 @@ class ProcessEngine:
         with contextlib.closing(transport):
             while chunk := await reader.read(65536):
                 *lines, partial = (partial + chunk).split(b"\n")
-                if len(partial) > LONGEST_LINE:
+                if len(partial) > LONGEST_PARTIAL_LINE:
                     lines, partial = [*lines, partial], b""
                 for line in lines:
                     text = line.decode(errors="replace")
@@ -208,12 +214,16 @@ class ProcessEngine:
             raise GoldenPromptFailed(str(self._launch.key), problem, self.tail)
 
     async def _terminate(self, life: asyncio.Task[str]) -> None:
-        assert self._host
-        self._host.terminate()
+        self._signal(signal.SIGTERM)
         _, pending = await asyncio.wait({life}, timeout=STOP_DEADLINE_S)
         if pending:
-            self._host.kill()
+            self._signal(signal.SIGKILL)
             await asyncio.wait({life})
+
+    def _signal(self, number: int) -> None:
+        """Signal the host. Not by Popen's methods: they reap it, and its id is needed until all of its session is gone."""
+        if self._host and self._host.returncode is None:
+            os.kill(self._host.pid, number)
 
 
 async def served_names(http: aiohttp.ClientSession, base_url: str) -> list[str] | None:

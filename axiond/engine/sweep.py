@@ -13,19 +13,21 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 MARK = "AXIOND_ENGINE"
 LOCK = "lock"
 SHM = Path("/dev/shm")  # noqa: S108  POSIX shared memory, not a temporary file
 
 
-def sweep(folder: Path, *, root: int | None = None, deadline_s: float = 10.0) -> bool:
+def sweep(folder: Path, host: int | None = None, deadline_s: float = 10.0) -> bool:
     """
     Kill every process of the engine in *folder*, then remove its shared memory and the folder.
 
     Args:
         folder: the engine's private folder.
-        root: a process whose descendants belong to the engine too, itself excepted; for instance the calling host.
+        host: the engine's host, alive or not yet reaped. Its descendants and its session belong to the engine too, even
+            without the mark; itself excepted.
         deadline_s: seconds to wait for processes to be gone; one in uninterruptible sleep can outlast it.
 
     Returns:
@@ -33,10 +35,10 @@ def sweep(folder: Path, *, root: int | None = None, deadline_s: float = 10.0) ->
     """
     end = time.monotonic() + deadline_s
     segments: set[Path] = set()
-    while pids := belonging(folder, root):
+    while pids := belonging(folder, host):
         for pid in pids:
             segments |= mapped_segments(pid)
-            kill(pid, folder, root)
+            kill(pid, folder, host)
         if time.monotonic() > end:
             break
     for segment in segments | set(named_segments(folder.name)):
@@ -45,10 +47,15 @@ def sweep(folder: Path, *, root: int | None = None, deadline_s: float = 10.0) ->
     return not pids
 
 
-def belonging(folder: Path, root: int | None = None) -> set[int]:
-    """List the living processes that carry the mark of *folder* or descend from *root*; the caller and *root* excepted."""
-    pids = {pid for pid in processes() if is_marked(pid, folder)} | (descendants(root) if root else set())
-    return pids - {os.getpid(), root}
+def belonging(folder: Path, host: int | None = None) -> set[int]:
+    """List the living processes of the engine in *folder*; the caller and *host* excepted."""
+    pids = {pid for pid in processes() if is_marked(pid, folder)}
+    return (pids | (members(host) if host else set())) - {os.getpid(), host}
+
+
+def members(host: int) -> set[int]:
+    """List the living processes that descend from *host* or are in its session."""
+    return descendants(host) | {pid for pid in processes() if (stat := read_stat(pid)) and stat.session == host}
 
 
 def is_marked(pid: int, folder: Path) -> bool:
@@ -61,7 +68,7 @@ def is_marked(pid: int, folder: Path) -> bool:
 
 def descendants(root: int) -> set[int]:
     """List the living descendants of *root*."""
-    parents = {pid: parent for pid in processes() if (parent := parent_of(pid))}
+    parents = {pid: stat.parent for pid in processes() if (stat := read_stat(pid))}
     found: set[int] = set()
     layer = {root}
     while layer := {pid for pid, parent in parents.items() if parent in layer} - found:
@@ -73,23 +80,28 @@ def processes() -> Iterator[int]:
     return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
-def parent_of(pid: int) -> int | None:
-    """Tell a process's parent; None for one that is dead or a zombie."""
+class Stat(NamedTuple):
+    parent: int
+    session: int
+
+
+def read_stat(pid: int) -> Stat | None:
+    """Read a process's relations; None for one that is dead or a zombie."""
     try:
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        state, parent, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
     except OSError:
         return None
-    return None if state in "ZX" else int(parent)
+    return None if state in "ZX" else Stat(int(parent), int(session))
 
 
-def kill(pid: int, folder: Path, root: int | None, wait_s: float = 1.0) -> None:
+def kill(pid: int, folder: Path, host: int | None, wait_s: float = 1.0) -> None:
     """Send SIGKILL and wait for the end. The process is held by a descriptor, so that a reused id is not hit."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return
     try:
-        if is_marked(pid, folder) or (root and pid in descendants(root)):
+        if is_marked(pid, folder) or (host and pid in members(host)):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             ended = select.poll()
             ended.register(descriptor, select.POLLIN)
