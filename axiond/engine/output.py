@@ -17,7 +17,7 @@ ERROR = re.compile(
 )
 # They only say that another process or another line has the cause.
 WRAPPERS = re.compile(
-    r"Engine core initialization failed|EngineDeadError|EngineGenerationError|Executor failed|WorkerProc initialization failed"
+    r"Engine core initialization failed|EngineDeadError|EngineGenerationError|Executor failed|Worker failed with error '|WorkerProc initialization failed"
     r"|\d+ validation errors? for|KeyboardInterrupt|CancelledError|BrokenPipeError"
 )
 

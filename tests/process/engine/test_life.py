@@ -1,0 +1,231 @@
+"""Start, prove, stop: real children, the fake engine."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from axiond.engine.process import ProcessEngine, clean_leftovers, memory_bytes
+from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
+from axiond.manifest.spec import GoldenPrompt
+
+from .conftest import FAKE, Build
+from .remains import all_ended, folder_of, remains
+
+
+async def health(engine: ProcessEngine) -> int:
+    connector = aiohttp.UnixConnector(str(engine.endpoint.socket))
+    async with aiohttp.ClientSession(connector=connector) as http, http.get("http://engine/health") as response:
+        return response.status
+
+
+async def test_it_is_ready_and_stops(build: Build) -> None:
+    engine = build(served_names=("big", "small"), lora={"poet": "/lora"})
+    await engine.start()
+    pids = engine.pids
+    assert (await health(engine), len(pids), engine.endpoint.model_name, engine.endpoint.adapters) == (200, 2, "big", ("poet",))
+    assert await memory_bytes(pids) > 2**20
+    assert folder_of(engine.endpoint).stat().st_mode & 0o777 == 0o700
+    await engine.stop()
+    assert await engine.wait() == "was stopped"
+    assert engine.pids == ()
+    assert remains(folder_of(engine.endpoint), pids) == {}
+
+
+async def test_stopping_twice_at_once_and_again_is_one_stop(build: Build) -> None:
+    engine = build()
+    await engine.start()
+    await asyncio.gather(engine.stop(), engine.stop())
+    await engine.stop()
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_an_engine_that_never_started_can_be_stopped(build: Build) -> None:
+    await build().stop()
+
+
+async def test_it_prints_to_the_tail_and_to_the_listener(build: Build) -> None:
+    lines: list[str] = []
+    engine = build(on_line=lines.append)
+    await engine.start()
+    await engine.stop()
+    assert tuple(lines) == engine.tail
+    assert lines[0].startswith("fake engine")
+
+
+async def test_a_flood_without_a_line_end_is_bounded(build: Build) -> None:
+    engine = build(command=("sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; echo; seq 500"), start_timeout_s=30)
+    with pytest.raises(EngineStartError) as caught:
+        await engine.start()
+    assert len(caught.value.tail) == 60
+    assert max(map(len, caught.value.tail)) <= 500
+
+
+async def test_the_tail_shows_what_was_wrong(build: Build) -> None:
+    engine = build(engine_args={"exit-at-start": "no such weights"})
+    with pytest.raises(EngineStartError) as caught:
+        await engine.start()
+    assert caught.value.problem == "exited with code 1 before it was ready: RuntimeError: no such weights"
+    assert "RuntimeError: no such weights" in caught.value.tail
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_a_command_that_does_not_exist(build: Build) -> None:
+    engine = build(command=("/no/such/command",))
+    with pytest.raises(EngineStartError) as caught:
+        await engine.start()
+    assert caught.value.problem == "exited with code 127 before it was ready"
+    assert "/no/such/command: No such file or directory" in caught.value.tail
+
+
+@pytest.mark.parametrize("arguments", [{"ready-after": 60}, {"fail-probe": True}], ids=["silent", "unhealthy"])
+async def test_it_is_not_ready_in_time(build: Build, arguments: dict[str, object]) -> None:
+    engine = build(engine_args=arguments, start_timeout_s=1.5)
+    with pytest.raises(ProbeTimeout) as caught:
+        await engine.start()
+    assert caught.value.problem == "was not ready within 1.5 s"
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_another_model_answers(build: Build) -> None:
+    liar = ("sh", "-c", f'exec {FAKE[0]} {FAKE[1]} "$@" --served-model-name other', "sh")
+    with pytest.raises(EngineStartError, match="serves other instead of m"):
+        await build(command=liar).start()
+
+
+async def test_the_runtime_folder_is_too_deep(build: Build, tmp_path: Path) -> None:
+    engine = build()
+    object.__setattr__(engine._launch, "runtime_dir", tmp_path)
+    engine._folder = tmp_path / ("x" * 60) / "e" / "12345678"
+    with pytest.raises(EngineStartError, match="bytes too long for Unix sockets"):
+        await engine.start()
+
+
+async def test_a_quantized_checkpoint_is_refused_where_none_is_wanted(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    with pytest.raises(EngineStartError, match="its checkpoint is quantized with awq"):
+        await build(quantization="none").start()
+
+
+GOLDEN = GoldenPrompt(prompt="What is the capital of France?", expect="Paris|Lutetia")
+
+
+async def test_the_golden_prompt_is_answered(build: Build) -> None:
+    engine = build(engine_args={"answer": "It is Paris."}, golden=GOLDEN)
+    await engine.start()
+
+
+@pytest.mark.parametrize(
+    ("golden", "arguments", "problem"),
+    [
+        (GOLDEN, {"answer": "It is Rome."}, "failed its golden prompt: wanted a match of 'Paris|Lutetia', got 'It is Rome.'"),
+        (GOLDEN.model_copy(update={"min_tokens_per_s": 50}), {"answer": "I say Paris", "token-delay": 0.1}, "wanted 50 tokens/s or more"),
+        (GOLDEN, {"reject": 500}, "failed its golden prompt: HTTP 500"),
+        (GOLDEN, {"fail-requests": 1}, "failed its golden prompt: "),
+    ],
+    ids=["wrong", "slow", "refused", "cut"],
+)  # fmt: skip
+async def test_the_golden_prompt_fails(build: Build, golden: GoldenPrompt, arguments: dict[str, object], problem: str) -> None:
+    engine = build(engine_args=arguments, golden=golden)
+    with pytest.raises(GoldenPromptFailed) as caught:
+        await engine.start()
+    assert problem in caught.value.problem
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_it_dies_while_it_answers_its_golden_prompt(build: Build) -> None:
+    engine = build(engine_args={"die-after-tokens": 1, "exit-code": 9}, golden=GOLDEN)
+    with pytest.raises((EngineStartError, GoldenPromptFailed)):
+        await engine.start()
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_it_exits_by_itself(build: Build) -> None:
+    engine = build(engine_args={"exit-after": 1, "exit-code": 3})
+    await engine.start()
+    assert await asyncio.wait_for(engine.wait(), 10) == "exited with code 3"
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_it_ignores_sigterm(build: Build) -> None:
+    engine = build(engine_args={"ignore-sigterm": True})
+    await engine.start()
+    pids = engine.pids
+    await asyncio.wait_for(engine.stop(), 12)
+    assert remains(folder_of(engine.endpoint), pids) == {}
+
+
+async def spawned(engine: ProcessEngine) -> None:
+    """Wait until the engine's own process runs."""
+    async with asyncio.timeout(10):
+        while len(engine.pids) < 2:  # noqa: ASYNC110  it is the kernel that is waited for
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("moment", ["at once", "spawned"])
+async def test_it_is_cancelled_while_starting(build: Build, moment: str) -> None:
+    engine = build(engine_args={"ready-after": 60})
+    start = asyncio.create_task(engine.start())
+    await (spawned(engine) if moment == "spawned" else asyncio.sleep(0))
+    pids = engine.pids
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert remains(folder_of(engine.endpoint), pids) == {}
+
+
+async def test_it_is_stopped_while_starting(build: Build) -> None:
+    engine = build(engine_args={"ready-after": 60})
+    start = asyncio.create_task(engine.start())
+    await spawned(engine)
+    await engine.stop()
+    with pytest.raises(EngineStartError, match="was stopped before it was ready"):
+        await start
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_a_cancelled_stop_still_stops(build: Build) -> None:
+    engine = build()
+    await engine.start()
+    stop = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
+    stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
+async def test_nothing_secret_reaches_it(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    engine = build()
+    await engine.start()
+    for pid in engine.pids:
+        assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+async def test_it_keeps_to_its_cores(build: Build) -> None:
+    core = max(os.sched_getaffinity(0))
+    engine = build()
+    object.__setattr__(engine._launch, "cores", frozenset({core}))
+    await engine.start()
+    assert [os.sched_getaffinity(pid) for pid in engine.pids] == [{core}] * 2
+
+
+async def test_cores_that_the_daemon_may_not_use_are_refused(build: Build) -> None:
+    engine = build()
+    object.__setattr__(engine._launch, "cores", frozenset({4000}))
+    with pytest.raises(EngineStartError, match="asks for cores that the daemon may not use: 4000"):
+        await engine.start()
+
+
+async def test_cleaning_leftovers_does_not_touch_a_live_engine(build: Build, runtime_dir: Path) -> None:
+    engine = build()
+    await engine.start()
+    assert clean_leftovers(runtime_dir) == ()
+    assert await health(engine) == 200
+    pids = engine.pids
+    await engine.stop()
+    await all_ended(pids, 5)
