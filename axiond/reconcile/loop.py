@@ -114,14 +114,16 @@ class Reconciler:
         """Wait until generation *number* is realised, rejected or overtaken, and nothing is on its way any more."""
         try:
             async with asyncio.timeout(timeout_s), self._round_ended:
-                await self._round_ended.wait_for(lambda: self.is_settled and self.newest_number >= number)
+                await self._round_ended.wait_for(lambda: self._ended_number >= number)
         except TimeoutError:
             return ReloadReport(generation=number, is_accepted=not self.refusal, is_realised=False, message="still converging")
         return self.outcome(number)
 
     @property
     def is_settled(self) -> bool:
-        return bool(self.refusal and not self.desired) or (self.desired is not None and not unsettled(self.desired.target, self.observe()))
+        """Nothing is on its way: the newest manifest has been acted on to its end."""
+        is_acted_on = self._ended_number == self.newest_number
+        return is_acted_on and self.desired is not None and not unsettled(self.desired.target, self.observe())
 
     def outcome(self, number: int) -> ReloadReport:
         """How generation *number* ended, or the newer one that overtook it."""

@@ -48,13 +48,13 @@ def plan(desired: Target, observed: Observed, now: float) -> tuple[Action, ...]:
 
 
 def next_wake_s(observed: Observed, desired: Target, now: float) -> float | None:
-    """Seconds until time alone makes something due; None when only an event can."""
+    """Seconds until time alone makes something due; None when only an event can. What is due already was planned or is not wanted."""
     due = [view.retry_at for view in observed.engines.values() if view.state is EngineState.BACKOFF]
     due += [view.retry_at for view in observed.sources.values() if view.state is SourceState.FAILED]
     for view in observed.engines.values():
         if view.state is EngineState.DRAINING:
             due.append(view.since + _grace_s(view.key.model, desired, observed.serving))
-    return max(0.0, min(due) - now) if due else None
+    return min((at - now for at in due if at > now), default=None)
 
 
 def wanted_keys(desired: Target, observed: Observed) -> tuple[EngineKey, ...]:

@@ -11,7 +11,7 @@ from axiond.errors import EngineStartError, SourceError
 from axiond.events import Events
 from axiond.manifest.spec import Manifest, Server
 from axiond.reconcile.execute import World
-from axiond.reconcile.loop import Reconciler
+from axiond.reconcile.loop import Listener, Reconciler
 
 GIB = 2**30
 START_S = 10.0
@@ -102,15 +102,8 @@ async def bench(budget_bytes=1000 * GIB):
     events = Events()
     async with asyncio.TaskGroup() as tasks:
         world = World(build, fetch, asyncio.get_running_loop().time, lambda: 0.5)
-        reconciler = Reconciler(
-            world,
-            events,
-            tasks,
-            Server(),
-            budget_bytes,
-            lambda g: realised.append(g.number),
-            lambda text, busy: rounds.append((text, busy)),
-        )
+        listener = Listener(lambda g: realised.append(g.number), lambda text, busy: rounds.append((text, busy)))
+        reconciler = Reconciler(world, events, tasks, Server(), budget_bytes, listener)
         running = tasks.create_task(reconciler.run())
         yield Bench(reconciler, engines, realised, rounds, events, fetched)
         await reconciler.executor.stop_all()
