@@ -1,52 +1,63 @@
-"""Which fields differ between two manifests, and what each difference costs. Pure."""
+"""What differs between two manifests, field by field, with what each change costs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from axiond.manifest.document import dotted
 from axiond.manifest.spec import Change, ModelSpec, Route, Server, change_of
 from axiond.report import FieldChange
 
 
 def changes(old: ModelSpec, new: ModelSpec) -> tuple[FieldChange, ...]:
-    """Name every field of a model that differs."""
-    return tuple(_walk(old, new, "", None))
+    """Paths are relative to the model: `chunked_prefill.enabled`, `engine_args.seed`."""
+    return tuple(_table_changes((), old, new))
 
 
 def server_changes(old: Server, new: Server) -> tuple[FieldChange, ...]:
-    """Name every setting of the daemon that differs."""
-    return tuple(_walk(old, new, "server.", None))
+    return tuple(_table_changes(("server",), old, new))
 
 
-def route_changes(old: tuple[Route, ...], new: tuple[Route, ...]) -> tuple[FieldChange, ...]:
-    """Name every route that was added, removed or changed."""
-    before, after = ({route.name: route for route in routes} for routes in (old, new))
-    return tuple(
-        FieldChange(path=f"routes.{name}", old=_plain(before.get(name)), new=_plain(after.get(name)), change=Change.LIVE)
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    )
+def route_changes(old: Sequence[Route], new: Sequence[Route]) -> tuple[FieldChange, ...]:
+    """Routes are told apart by name; their order says nothing."""
+    return tuple(_entry_changes(("routes",), {route.name: route for route in old}, {route.name: route for route in new}, Change.LIVE))
 
 
-def _walk(old: BaseModel, new: BaseModel, prefix: str, inherited: Change | None) -> Iterator[FieldChange]:
+def _table_changes(at: tuple[str, ...], old: BaseModel, new: BaseModel) -> Iterator[FieldChange]:
     for name in type(new).model_fields:
-        before, after = getattr(old, name), getattr(new, name)
-        change = change_of(type(new), name) or inherited
-        if before == after:
-            continue
-        if isinstance(before, BaseModel) and isinstance(after, BaseModel):
-            yield from _walk(before, after, f"{prefix}{name}.", change)
-        else:
-            assert change is not None
-            yield FieldChange(path=prefix + name, old=_plain(before), new=_plain(after), change=change)
+        yield from _value_changes((*at, name), getattr(old, name), getattr(new, name), change_of(type(new), name))
+
+
+def _entry_changes(at: tuple[str, ...], old: Mapping[str, Any], new: Mapping[str, Any], change: Change | None) -> Iterator[FieldChange]:
+    for key in sorted(old.keys() | new.keys()):
+        yield from _value_changes((*at, key), old.get(key), new.get(key), change)
+
+
+def _value_changes(at: tuple[str, ...], old: Any, new: Any, change: Change | None) -> Iterator[FieldChange]:
+    if _is_equal(old, new):
+        return
+    if isinstance(old, BaseModel) and isinstance(new, BaseModel):
+        yield from _table_changes(at, old, new)
+    elif isinstance(old, Mapping) and isinstance(new, Mapping):
+        yield from _entry_changes(at, old, new, change)
+    else:
+        yield FieldChange(path=dotted(at), old=_plain(old), new=_plain(new), change=str(change))
+
+
+def _is_equal(old: Any, new: Any) -> bool:
+    """As the digest sees it: 1, 1.0 and true are different values."""
+    return type(old) is type(new) and old == new and (not isinstance(old, Mapping) or repr(old) == repr(new))
 
 
 def _plain(value: Any) -> Any:
+    """A value for JSON, secrets masked."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, SecretStr):
-        return "**********"
-    if isinstance(value, tuple):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return str(value) if not isinstance(value, bool | int | float | str | dict | None) else value
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -35,7 +35,7 @@ live, engine, daemon = _field(Change.LIVE), _field(Change.ENGINE), _field(Change
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 def _check_name(name: str) -> str:
@@ -110,7 +110,8 @@ class ModelSpec(Spec):
     def _no_typed_twin(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         for option in arguments:
             if twin := TYPED_OPTIONS.get(option.lstrip("-").removeprefix("no-").replace("_", "-")):
-                raise ValueError(f'"{option}" has a field of its own: {twin}')
+                problem = f"cannot be set: {twin.removeprefix('nothing: ')}" if ":" in twin else f"has a field of its own: {twin}"
+                raise ValueError(f'"{option}" {problem}')
         return arguments
 
     def names(self, name: str) -> tuple[str, ...]:
