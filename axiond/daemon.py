@@ -26,7 +26,7 @@ from axiond.gateway.app import serve_admin, serve_rest
 from axiond.gateway.metrics import Metrics
 from axiond.manifest.load import Loaded, load
 from axiond.manifest.spec import Manifest, Server
-from axiond.manifest.store import LastGood, Stored
+from axiond.manifest.store import LastGood, Stored, state_folder
 from axiond.manifest.watch import watch
 from axiond.notify import Notifier
 from axiond.reconcile.execute import Fetched, World
@@ -78,7 +78,7 @@ def run(path: Path, settings: Settings = Settings()) -> int:
 
 
 async def _serve(path: Path, settings: Settings) -> None:
-    store = LastGood(path)
+    store = LastGood(state_folder(), path)
     boot = _read_boot(path, store)
     server = boot.manifest.server
     log.configure(server.log_level, server.log_format)
@@ -89,7 +89,9 @@ async def _serve(path: Path, settings: Settings) -> None:
 
 
 def _read_boot(path: Path, store: LastGood) -> Boot:
-    stored = store.load()
+    stored, why_not = store.load()
+    if why_not:
+        structlog.get_logger().warning(log.LAST_GOOD_WAS_LOADED, problem=why_not)
     try:
         return Boot(load(path), None, stored)
     except ManifestError as exc:
