@@ -15,8 +15,13 @@ fail() { printf 'axiond: %s\n' "$*" >&2; exit 1; }
 is_terminal() { [ -t 1 ]; }
 
 [ -n "$python" ] || fail "Python is missing: apt-get install python3 python3-venv"
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || fail "$python is $("$python" -V 2>&1); Python 3.11 is needed"
-"$python" -c 'import venv, ensurepip' 2>/dev/null || fail "$python cannot make virtual environments: apt-get install python3-venv"
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' ||
+  fail "$python is $("$python" -V 2>&1); Python 3.11 is needed"
+
+missing=()
+"$python" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+"$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || missing+=(libnuma1) # vLLM's kernels are linked to it
+[ ${#missing[@]} = 0 ] || fail "$python and vLLM need what is not installed: apt-get install ${missing[*]}"
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
