@@ -21,6 +21,7 @@ from axiond.manifest.files import Files
 from axiond.manifest.gather import gather
 from axiond.manifest.load import load
 from axiond.manifest.merge import merge
+from axiond.manifest.schema import json_schema
 from axiond.manifest.spec import Manifest as ManifestSpec
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import Observed
@@ -173,6 +174,18 @@ def reload(
     Example: axiond reload --timeout 1200
     """
     raise typer.Exit(_run(_reload(_find_socket(socket, manifest), wait, timeout_s, as_json)))
+
+
+@app.command(rich_help_panel="Look")
+def schema() -> None:
+    """
+    Print the manifest's JSON Schema; x-axiond-change says of every field what a change costs.
+
+    live: takes effect at once. engine: that model's engines are replaced. daemon: axiond has to restart.
+
+    Example: axiond schema > axiond.schema.json
+    """
+    typer.echo(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2))
 
 
 @app.command(rich_help_panel="Look")

@@ -295,8 +295,14 @@ async def test_wrong_usage_exits_1(arguments: tuple[str, ...]) -> None:
     assert "Usage: axiond" in outcome.err
 
 
+async def test_schema_is_json_with_change_classes() -> None:
+    outcome = await axiond("schema")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["$defs"]["ModelSpec"]["properties"]["aliases"]["x-axiond-change"] == "live"
+
+
 async def test_help_shows_an_example_for_every_command() -> None:
-    commands = ("serve", "check", "plan", "reload", "status", "events")
+    commands = ("serve", "check", "plan", "reload", "schema", "status", "events")
     for outcome in await asyncio.gather(*(axiond(command, "--help") for command in commands)):
         assert outcome.code == 0
         assert "Example: " in outcome.out
