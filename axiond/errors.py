@@ -46,6 +46,17 @@ class ManifestError(AxiondError):
         return "\n".join(map(str, self.problems))
 
 
+class StoreError(AxiondError):
+    """The last good manifest could not be kept."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(path, problem)
+
+    def __str__(self) -> str:
+        return f"last good manifest {self.path} {self.problem}"
+
+
 class IllegalTransition(AxiondError):
     """An engine was asked to go where `TRANSITIONS` does not lead: a bug in axiond."""
 

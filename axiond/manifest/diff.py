@@ -1,5 +1,6 @@
 """What differs between two manifests, field by field, with what each change costs."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,10 @@ def _table_changes(at: tuple[str, ...], old: BaseModel, new: BaseModel) -> Itera
 
 def _entry_changes(at: tuple[str, ...], old: Mapping[str, Any], new: Mapping[str, Any], change: Change | None) -> Iterator[FieldChange]:
     for key in sorted(old.keys() | new.keys()):
-        yield from _value_changes((*at, key), old.get(key), new.get(key), change)
+        if key in old and key in new:
+            yield from _value_changes((*at, key), old[key], new[key], change)
+        else:
+            yield _change((*at, key), old.get(key), new.get(key), change)
 
 
 def _value_changes(at: tuple[str, ...], old: Any, new: Any, change: Change | None) -> Iterator[FieldChange]:
@@ -42,12 +46,16 @@ def _value_changes(at: tuple[str, ...], old: Any, new: Any, change: Change | Non
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
         yield from _entry_changes(at, old, new, change)
     else:
-        yield FieldChange(path=dotted(at), old=_plain(old), new=_plain(new), change=str(change))
+        yield _change(at, old, new, change)
+
+
+def _change(at: tuple[str, ...], old: Any, new: Any, change: Change | None) -> FieldChange:
+    return FieldChange(path=dotted(at), old=_plain(old), new=_plain(new), change=str(change))
 
 
 def _is_equal(old: Any, new: Any) -> bool:
     """As the digest sees it: 1, 1.0 and true are different values."""
-    return type(old) is type(new) and old == new and (not isinstance(old, Mapping) or repr(old) == repr(new))
+    return bool(old == new) and json.dumps(old, default=str, sort_keys=True) == json.dumps(new, default=str, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

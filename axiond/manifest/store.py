@@ -1,19 +1,21 @@
-"""The last good manifest, kept across restarts of the daemon."""
+"""The last good manifest on disk, so that a broken file at boot still serves something."""
 
-import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from axiond.errors import StoreError
+from axiond.manifest.files import Unreadable, read_file
 from axiond.manifest.spec import Manifest
 
 FORMAT = 1
+FILE_NAME = "last-good.json"
+MAX_STORED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,56 +25,69 @@ class Stored:
     etag: str
 
 
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    generation: int
+    etag: str
+    manifest: dict[str, Any]
+
+
 class LastGood:
-    """
-    One file for each manifest path. It holds the manifest whole, secrets included, and is readable by its owner only.
+    """One file in *folder*, readable by its owner only: it holds API keys. Both methods block for milliseconds."""
 
-    Where it is must not depend on what the manifest says, because it is needed when the manifest is broken.
-    """
-
-    def __init__(self, folder: Path, manifest: Path) -> None:
-        self.path = folder / f"last-good-{hashlib.sha256(os.fsencode(manifest)).hexdigest()[:12]}.json"
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
 
     def save(self, manifest: Manifest, generation: int, etag: str) -> None:
-        """Replace the stored manifest in one step. Blocks on the disk for some milliseconds."""
-        document = {"format": FORMAT, "generation": generation, "etag": etag, "manifest": manifest.model_dump(mode="python")}
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-            try:
-                json.dump(document, file, default=_plain)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(self.path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        """
+        Replace what is stored, completely or not at all, whatever fails.
+
+        Raises:
+            StoreError: it could not be written; what was stored before is still there.
+        """
+        content = {"format": FORMAT, "generation": generation, "etag": etag, "manifest": _dump(manifest)}
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _replace(self.path, json.dumps(content).encode())
+        except OSError as exc:
+            raise StoreError(str(self.path), f"cannot be written: {exc.strerror}") from exc
 
     def load(self) -> tuple[Stored | None, str]:
-        """The stored manifest, or None and why: empty when there never was one."""
+        """Return what is stored. If there is none, the second item says why; it is empty if nothing was ever stored."""
         try:
-            document = json.loads(self.path.read_bytes())
-            if document["format"] != FORMAT:
-                return None, f"{self.path} has format {document['format']}, not {FORMAT}"
-            return Stored(Manifest.model_validate(document["manifest"]), document["generation"], document["etag"]), ""
-        except FileNotFoundError:
-            return None, ""
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as exc:
-            return None, f"{self.path} cannot be read: {exc}"
+            content = _Content.model_validate_json(read_file(self.path, MAX_STORED_BYTES))
+            if content.format != FORMAT:
+                return None, f"{self.path} has format {content.format}, written by another version of axiond; this one reads {FORMAT}"
+            return Stored(Manifest.model_validate(content.manifest), content.generation, content.etag), ""
+        except Unreadable as exc:
+            return None, f"{self.path} {exc.what}" if os.path.lexists(self.path) else ""
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_input=False)[0]
+            return None, f"{self.path} is damaged or from another version of axiond: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the daemon may keep things before it has read its manifest: systemd's state folder, else the user's."""
-    if assigned := environ.get("STATE_DIRECTORY", "").split(":")[0]:
-        return Path(assigned)
-    if home := environ.get("XDG_STATE_HOME"):
-        return Path(home) / "axiond"
-    return Path(environ.get("HOME", "/var/lib")) / ".local/state/axiond"
+def _dump(manifest: Manifest) -> dict[str, Any]:
+    """As `model_dump()`, with the API keys themselves: they have to be served again."""
+    content = manifest.model_dump(mode="json")
+    content["server"]["api_keys"] = [key.get_secret_value() for key in manifest.server.api_keys]
+    return content
 
 
-def _plain(value: Any) -> Any:
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
