@@ -15,7 +15,7 @@ def json_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = schema["$defs"]
     for table in (schema, *definitions.values()):
         table.pop("title", None)
-        table["properties"] = {name: field if _is_table(field) else _leaf(field) for name, field in table["properties"].items()}
+        table["properties"] = {name: _table(field) if _is_table(field) else _leaf(field) for name, field in table["properties"].items()}
     del definitions["GoldenPrompt"]["required"]  # a model and the defaults may each bring a part of it
     definitions["Defaults"] = {**definitions["ModelSpec"], "required": []}
     schema["properties"] |= {
@@ -45,12 +45,16 @@ def _is_table(field: dict[str, Any]) -> bool:
     )
 
 
+def _table(field: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in field.items() if key not in ("title", "default")}
+
+
 def _leaf(field: dict[str, Any]) -> dict[str, Any]:
     """Drop what only Python needs, and allow a reference where the value itself is no free text."""
     field = {key: value for key, value in field.items() if key not in ("title", "ge")} | _minimum(field)
     annotations = {key: field.pop(key) for key in ANNOTATIONS if key in field}
     alternatives = field.pop("anyOf", [field] if field else [])
-    if not any(_is_free_text(part) for part in alternatives):
+    if not any(_is_free_text(part) or _is_container(part) for part in alternatives):
         alternatives = [*alternatives, REFERENCE]
     return {**annotations, **(alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives})}
 
@@ -60,6 +64,10 @@ def _minimum(field: dict[str, Any]) -> dict[str, Any]:
     if "ge" not in field:
         return {}
     return {"anyOf": [{**part, "minimum": field["ge"]} if part["type"] == "integer" else part for part in field["anyOf"]]}
+
+
+def _is_container(part: dict[str, Any]) -> bool:
+    return part.get("type") in ("array", "object") or "$ref" in part
 
 
 def _is_free_text(part: dict[str, Any]) -> bool:

@@ -1,7 +1,9 @@
 """The last good manifest on disk, so that a broken file at boot still serves something."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,6 @@ from axiond.manifest.files import Unreadable, read_file
 from axiond.manifest.spec import Manifest
 
 FORMAT = 1
-FILE_NAME = "last-good.json"
 MAX_STORED_BYTES = 256 * 2**20
 
 
@@ -34,10 +35,15 @@ class _Content(BaseModel):
 
 
 class LastGood:
-    """One file in *folder*, readable by its owner only: it holds API keys. Both methods block for milliseconds."""
+    """
+    One file in *folder* for each path of a manifest, readable by its owner only: it holds API keys.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE_NAME
+    Where it is must not depend on what the manifest says, because it is needed when the manifest is broken.
+    Both methods block for milliseconds.
+    """
+
+    def __init__(self, folder: Path, manifest: Path) -> None:
+        self.path = folder / f"last-good-{hashlib.sha256(os.fsencode(manifest)).hexdigest()[:12]}.json"
 
     def save(self, manifest: Manifest, generation: int, etag: str) -> None:
         """
@@ -48,7 +54,7 @@ class LastGood:
         """
         content = {"format": FORMAT, "generation": generation, "etag": etag, "manifest": _dump(manifest)}
         try:
-            self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _replace(self.path, json.dumps(content).encode())
         except OSError as exc:
             raise StoreError(str(self.path), f"cannot be written: {exc.strerror}") from exc
@@ -65,6 +71,15 @@ class LastGood:
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_input=False)[0]
             return None, f"{self.path} is damaged or from another version of axiond: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the daemon may keep things before it has read its manifest: systemd's state folder, else the user's."""
+    if assigned := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(assigned)
+    if home := environ.get("XDG_STATE_HOME"):
+        return Path(home) / "axiond"
+    return Path(environ.get("HOME", "/var/lib")) / ".local/state/axiond"
 
 
 def _dump(manifest: Manifest) -> dict[str, Any]:
