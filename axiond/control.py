@@ -84,6 +84,7 @@ class Control:
         try:
             loaded = await asyncio.to_thread(load, self.path)
         except ManifestError as exc:
+            self.files = exc.files or self.files
             return self._reconciler.refuse(exc)
         self.files = loaded.files
         return self._reconciler.submit(loaded.etag, loaded.manifest, again=again)

@@ -20,7 +20,7 @@ from axiond.announce import Announcer
 from axiond.control import Control
 from axiond.engine.engine import Engine
 from axiond.engine.process import Launch, ProcessEngine, clean_leftovers
-from axiond.errors import AxiondError, ManifestError
+from axiond.errors import AxiondError, ManifestError, StoreError
 from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest
 from axiond.gateway.metrics import Metrics
@@ -163,8 +163,12 @@ class _Daemon:
     async def _keep_last_good(self) -> None:
         while True:
             generation = await self._realised.get()
-            await asyncio.to_thread(self._store.save, generation.manifest, generation.number, generation.etag)
-            self._events.emit(log.MANIFEST_WAS_STORED, generation=generation.number)
+            try:
+                await asyncio.to_thread(self._store.save, generation.manifest, generation.number, generation.etag)
+            except StoreError as exc:
+                self._events.emit(log.MANIFEST_WAS_NOT_STORED, level="error", problem=str(exc))
+            else:
+                self._events.emit(log.MANIFEST_WAS_STORED, generation=generation.number)
 
     async def _greet(self) -> None:
         await self._announcer.became_ready.wait()

@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 DAEMON_WAS_STARTED: Final = "daemon.was_started"
+DAEMON_IS_WAITING: Final = "daemon.is_waiting"
 DAEMON_BECAME_READY: Final = "daemon.became_ready"
 DAEMON_BEGAN_STOPPING: Final = "daemon.began_stopping"
 DAEMON_WAS_STOPPED: Final = "daemon.was_stopped"
@@ -26,6 +27,7 @@ MANIFEST_WAS_READ: Final = "manifest.was_read"
 MANIFEST_WAS_ACCEPTED: Final = "manifest.was_accepted"
 MANIFEST_WAS_REJECTED: Final = "manifest.was_rejected"
 MANIFEST_WAS_STORED: Final = "manifest.was_stored"
+MANIFEST_WAS_NOT_STORED: Final = "manifest.was_not_stored"
 LAST_GOOD_WAS_LOADED: Final = "manifest.last_good_was_loaded"
 WATCHER_FAILED: Final = "watcher.failed"
 
@@ -37,6 +39,7 @@ GENERATION_WAS_SETTLED: Final = "generation.was_settled"
 CONDITION_CHANGED: Final = "condition.changed"
 ACTION_FAILED: Final = "action.failed"
 
+ENGINE_CHANGED_STATE: Final = "engine.changed_state"
 ENGINE_WAS_STARTED: Final = "engine.was_started"
 ENGINE_BECAME_READY: Final = "engine.became_ready"
 ENGINE_FAILED_TO_START: Final = "engine.failed_to_start"

@@ -178,6 +178,7 @@ class Executor:
         def progressed(text: str) -> None:
             record.view = SourceView(SourceState.FETCHING, text, failures=failures - 1)
             self._events.emit(log.SOURCE_FETCH_PROGRESSED, source=source, progress=text)
+            self._wake()
 
         try:
             fetched = await self._world.fetch(source, progressed)

@@ -46,8 +46,10 @@ class Outlook(TypedDict, total=False):
 
 def _outlook(model: ModelTarget, observed: Observed, now: float) -> Outlook:
     views = [view for key in model.engines() if (view := observed.engines.get(key))]
+    if any(view.state is EngineState.READY for view in views):
+        return {"is_coming": True}
     troubled = [view for view in views if view.state in FAILING or view.failures]
-    if troubled and not any(view.state is EngineState.READY for view in views):
+    if troubled:
         return {
             "is_coming": False,
             "reason": troubled[0].reason or "restarting after a failure",
