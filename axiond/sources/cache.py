@@ -8,9 +8,11 @@ held; both ends of a crash are covered by the kernel dropping the lock: whoever 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from axiond.errors import SourceError
 from axiond.sources.source import choose_weights
@@ -29,11 +31,13 @@ def partial(target: Path) -> Path:
 
 
 @contextmanager
-def hold(target: Path) -> Iterator[Path]:
-    """Hold *target*'s lock, waiting for it; yield an empty folder to make it in, which is removed at the end."""
+def hold(target: Path, before_waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Hold *target*'s lock; yield an empty folder to make it in, which is removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(target.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _take(lock):
+            before_waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         _remove_parts(target)
         partial(target).mkdir()
         try:
@@ -55,16 +59,13 @@ def sweep(state_dir: Path) -> None:
     """Remove the parts of whatever nobody is making any more."""
     for lock_path in (state_dir / "models").glob("*/*.lock"):
         with lock_path.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            _remove_parts(lock_path.with_suffix(""))
+            if _take(lock):
+                _remove_parts(lock_path.with_suffix(""))
 
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of weights that an engine reads from this folder; 0 where there are none."""
-    files = (PurePosixPath(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = (PurePosixPath(path.relative_to(folder)) for path in chain(folder.glob("*"), folder.glob("*/*")) if path.is_file())
     return sum((folder / path).stat().st_size for path in choose_weights(files))
 
 
@@ -89,6 +90,14 @@ def check_space(source: str, folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise SourceError(source, f"needs {needed_bytes / 2**30:.2f} GiB in {folder}, but only {free_bytes / 2**30:.2f} GiB are free")
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove_parts(target: Path) -> None:

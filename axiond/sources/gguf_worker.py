@@ -23,8 +23,7 @@ def work(path: str, state_dir: str) -> dict[str, Any]:
     check(file)
     root = cache.models_dir(Path(state_dir), "gguf")
     target = root / f"{content_identity(file, root)}-{FORMAT}"
-    child.report("waiting")
-    with cache.hold(target) as scratch:
+    with cache.hold(target, child.report_waiting) as scratch:
         if not target.exists():
             made = scratch / "model"
             convert(file, made)
@@ -69,7 +68,7 @@ def hash_file(file: Path, size_bytes: int) -> str:
 def convert(file: Path, target: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # all that is needed lies in the file
     try:
-        with child.progress("reading", 0, lambda: 0):
+        with child.progress("reading"):
             # Imported here, not above: they take seconds, and only the first fetch of a file needs them.
             import gguf
             import torch

@@ -35,7 +35,7 @@ class HubUnreachable(SourceError):
 def work(repo_id: str, revision: str, state_dir: str) -> dict[str, Any]:
     revision = revision or DEFAULT_REVISION
     repo = cache.models_dir(Path(state_dir), "hub") / f"models--{repo_id.replace('/', '--')}"
-    with cache.hold(repo):
+    with cache.hold(repo, child.report_waiting):
         if is_commit(revision) and (folder := finished(repo, revision)):
             return {"path": str(folder)}
         try:
@@ -67,6 +67,7 @@ def remember(repo: Path, revision: str, commit: str) -> None:
 
 def look_up(repo_id: str, revision: str) -> tuple[str, list[RepoFile]]:
     """Resolve a revision to its commit and the files worth downloading."""
+    child.report("looking up")
     api = HfApi()
     try:
         commit = api.model_info(repo_id, revision=revision).sha

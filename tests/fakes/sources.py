@@ -88,7 +88,8 @@ class Fetcher:
 
     @property
     def stages(self) -> list[str]:
-        return list(dict.fromkeys(progress.stage for progress in self.told))
+        """What was told of, once each; "starting" is only told when the machine is slow."""
+        return list(dict.fromkeys(progress.stage for progress in self.told if progress.stage != "starting"))
 
     def half_made(self) -> list[Path]:
         return [path for path in (self.state_dir / "models").rglob("*") if path.name.endswith((".partial", ".incomplete"))]

@@ -31,7 +31,7 @@ async def test_downloads_what_vllm_needs(hub: FakeHub, fetcher: Fetcher) -> None
     assert {path.name for path in resolved.folder.iterdir()} == NEEDED.keys()
     assert (resolved.folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (resolved.weight_bytes, resolved.note) == (len(WEIGHTS), "")
-    assert fetcher.stages == ["downloading", "verifying"]
+    assert fetcher.stages == ["looking up", "downloading", "verifying"]
     assert max(progress.total_bytes for progress in fetcher.told) == sum(map(len, NEEDED.values()))
 
 

