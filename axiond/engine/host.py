@@ -82,6 +82,9 @@ class Host:
                 if ended[0] == self._command:
                     self._is_command_over = True
                     code = os.waitstatus_to_exitcode(ended[1])
+                    if code < 0 and self.end and self.end[0]:
+                        # The process that seemed lost died of this: its parent's death killed it.
+                        self.end = None
                     # Code 0 is a failure too: nobody asked the command to end.
                     self._finish(128 - code if code < 0 else code or 1, how_ended(code), grace_s=0.0)
 
@@ -100,7 +103,6 @@ class Host:
             return
         self._selector.unregister(peer)
         peer.close()
-        # If it died because the command did, the command is the reason.
         self._reap()
         self._finish(1, f"lost its process {self._peers.pop(peer)}", WORDS_GRACE_S)
 

@@ -17,8 +17,8 @@ ERROR = re.compile(
 )
 # They only say that another process or another line has the cause.
 WRAPPERS = re.compile(
-    r"Engine core initialization failed|EngineDeadError|EngineGenerationError|Executor failed|Worker failed with error '|WorkerProc initialization failed"
-    r"|\d+ validation errors? for|KeyboardInterrupt|CancelledError|BrokenPipeError"
+    r"Engine core initialization failed|WorkerProc initialization failed|Worker failed with error '|Executor failed|EngineDeadError"
+    r"|EngineGenerationError|\d+ validation errors? for|KeyboardInterrupt|CancelledError|BrokenPipeError"
 )
 
 

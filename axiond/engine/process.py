@@ -278,9 +278,9 @@ def clean_leftovers(runtime_dir: Path) -> tuple[str, ...]:
     return tuple(swept)
 
 
-async def memory_bytes(pids: Iterable[int]) -> int:
-    """Sum the proportional set sizes of processes: shared pages count once. Slow for the kernel, so off the loop."""
-    return await asyncio.to_thread(lambda: sum(map(_pss_bytes, pids)))
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Sum the proportional set sizes of processes: shared pages count once. Slow for the kernel: call it off the loop."""
+    return sum(map(_pss_bytes, pids))
 
 
 def _pss_bytes(pid: int) -> int:

@@ -11,8 +11,9 @@ from axiond.engine.process import Launch, ProcessEngine
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 
-FAKE = (sys.executable, str(Path(__file__).parents[2] / "fakes" / "fake_engine.py"))
-FAMILY = (sys.executable, "-P", str(Path(__file__).parent / "family.py"))
+FAKES = Path(__file__).parents[2] / "fakes"
+FAKE = (sys.executable, str(FAKES / "fake_engine.py"))
+FAMILY = (sys.executable, str(FAKES / "family.py"))
 
 Build = Callable[..., ProcessEngine]
 

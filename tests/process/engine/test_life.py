@@ -10,9 +10,9 @@ import pytest
 from axiond.engine.process import ProcessEngine, clean_leftovers, memory_bytes
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import GoldenPrompt
+from tests.fakes.remains import all_ended, folder_of, remains
 
 from .conftest import FAKE, Build
-from .remains import all_ended, folder_of, remains
 
 
 async def health(engine: ProcessEngine) -> int:
@@ -26,7 +26,7 @@ async def test_it_is_ready_and_stops(build: Build) -> None:
     await engine.start()
     pids = engine.pids
     assert (await health(engine), len(pids), engine.endpoint.model_name, engine.endpoint.adapters) == (200, 2, "big", ("poet",))
-    assert await memory_bytes(pids) > 2**20
+    assert memory_bytes(pids) > 2**20
     assert folder_of(engine.endpoint).stat().st_mode & 0o777 == 0o700
     await engine.stop()
     assert await engine.wait() == "was stopped"

@@ -13,9 +13,9 @@ import pytest
 
 from axiond.engine.process import ProcessEngine, clean_leftovers
 from axiond.manifest.spec import ModelSpec
+from tests.fakes.remains import all_ended, folder_of, remains, segments
 
-from .conftest import FAMILY, Build
-from .remains import all_ended, folder_of, remains, segments
+from .conftest import FAKES, FAMILY, Build
 
 WITHIN_S = 6.0
 LITTER = 4  # a segment and a semaphore each of core and worker
@@ -72,7 +72,7 @@ async def test_nothing_remains_after_an_orderly_stop(build: Build) -> None:
 async def owner(runtime_dir: Path, tmp_path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """A daemon in a process of its own that owns one engine."""
     spec = ModelSpec(source="/model").model_dump_json(exclude_defaults=True)
-    script = (sys.executable, str(Path(__file__).parent / "owner.py"))
+    script = (sys.executable, str(FAKES / "owner.py"))
     process = await asyncio.create_subprocess_exec(
         *script, spec, str(tmp_path), str(runtime_dir), str(tmp_path), *FAMILY, stdout=asyncio.subprocess.PIPE
     )

@@ -14,7 +14,7 @@ from axiond.engine.plugin import guard
 
 guard()
 
-FAKE_ENGINE = Path(__file__).parents[2] / "fakes" / "fake_engine.py"
+FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 spawn = multiprocessing.get_context("spawn")
 
 
