@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,21 @@ from axiond.reconcile.state import EngineKey
 from axiond.report import EngineReport, Event, ModelReport, PlanReport, ReloadReport, SourceReport, Status
 from axiond.resources.cores import affinity
 
-MEMORY_SAMPLE_S = 10.0
+SAMPLE_INTERVAL_S = 10.0
+FRESH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An engine's processes as the kernel shows them."""
+
+    pids: tuple[int, ...] = ()
+    cores: str = ""
+    memory_bytes: int = 0
+
+    @classmethod
+    def of(cls, pids: tuple[int, ...]) -> "Sample":
+        return cls(pids, affinity(pids), memory_bytes(pids))
 
 
 class Control:
@@ -39,7 +54,8 @@ class Control:
         self.files: tuple[Path, ...] = (path,)
         self._reading = asyncio.Lock()
         self._look, self._again = asyncio.Event(), False
-        self._memory: dict[EngineKey, int] = {}
+        self._samples: dict[EngineKey, Sample] = {}
+        self._sampled_at = 0.0
 
     def look(self) -> None:
         """The file may have changed."""
@@ -73,12 +89,20 @@ class Control:
             return await self._reconciler.settled(number, timeout_s)
         return self._reconciler.outcome(number)
 
-    async def sample_memory(self) -> None:
-        """Measure the engines for ever; the kernel takes milliseconds for each, so it is done now and then and off the loop."""
+    async def sample(self) -> None:
+        """Look at the engines' processes, off the loop: the kernel takes milliseconds for each. Not twice within a second."""
+        engines = {key: record.engine for key, record in self._reconciler.executor.engines.items()}
+        now = asyncio.get_running_loop().time()
+        if engines.keys() == self._samples.keys() and now < self._sampled_at + FRESH_S:
+            return
+        self._sampled_at = now
+        self._samples = await asyncio.to_thread(lambda: {key: Sample.of(engine.pids) for key, engine in engines.items()})
+
+    async def keep_sampling(self) -> None:
+        """Sample for ever, for the metrics."""
         while True:
-            engines = {key: record.engine.pids for key, record in self._reconciler.executor.engines.items()}
-            self._memory = {key: await memory_bytes(pids) for key, pids in engines.items()}
-            await asyncio.sleep(MEMORY_SAMPLE_S)
+            await self.sample()
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     async def _read(self, again: bool) -> int:
         try:
@@ -127,8 +151,13 @@ class Control:
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return self._events.follow()
 
-    def status(self) -> Status:
-        """Everything there is to know; memory as `sample_memory()` last saw it."""
+    async def status(self) -> Status:
+        """Everything there is to know, now."""
+        await self.sample()
+        return self.last_status()
+
+    def last_status(self) -> Status:
+        """As `status()`, with processes as they were last looked at."""
         reconciler = self._reconciler
         records = sorted(reconciler.executor.engines.values(), key=lambda record: record.key)
         desired, serving = reconciler.desired, reconciler.serving
@@ -168,7 +197,7 @@ class Control:
         )
 
     def _engine(self, record: EngineRecord) -> EngineReport:
-        key, pids = record.key, record.engine.pids
+        key, sample = record.key, self._samples.get(record.key, Sample())
         published = self._reconciler.published
         return EngineReport(
             key=str(key),
@@ -179,10 +208,10 @@ class Control:
             since=datetime.fromtimestamp(record.since_wall, UTC),
             reason=record.reason,
             is_routed=published is not None and key in published.endpoints.get(key.model, ()),
-            pids=pids,
-            cores=affinity(pids),
+            pids=sample.pids,
+            cores=sample.cores,
             memory_estimate_bytes=record.memory_bytes,
-            memory_bytes=self._memory.get(key, 0),
+            memory_bytes=sample.memory_bytes,
             in_flight=self._reconciler.router.in_flight(key),
             failures=record.failures,
             tail=record.tail or record.engine.tail,

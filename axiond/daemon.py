@@ -109,7 +109,7 @@ class _Daemon:
         listener = Listener(self._realised.put_nowait, self._announcer.after_round, self._change_ended)
         self._reconciler = Reconciler(world, self._events, tasks, server, budget, listener)
         self._control = Control(path, self._reconciler, self._events)
-        self._metrics = Metrics(self._reconciler.router, self._control.status)
+        self._metrics = Metrics(self._reconciler.router, self._control.last_status)
         self._is_over = asyncio.Event()
 
     async def serve(self) -> None:
@@ -149,7 +149,7 @@ class _Daemon:
             "reconcile": self._reconciler.run(),
             "watch": watch(self._control.path, lambda: self._control.files, self._control.look),
             "look": self._control.run(),
-            "sample memory": self._control.sample_memory(),
+            "sample": self._control.keep_sampling(),
             "heartbeat": self._announcer.heartbeat(),
             "watchdog": self._notifier.feed_watchdog(),
             "keep last good": self._keep_last_good(),

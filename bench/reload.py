@@ -238,22 +238,22 @@ class Edits:
             await asyncio.sleep(0.3)
             file.write(whole[len(whole) // 2 :])
         async with asyncio.timeout(60):
-            while not self._serves(status := await self.running.status()):
+            while not self._is_served(status := await self.running.status()) or status["generation"] == self.generation:
                 await asyncio.sleep(0.02)
         self.generation = status["generation"]
 
-    def _serves(self, status: dict[str, Any]) -> bool:
-        return bool(status["is_settled"]) and status["serving_generation"] == status["generation"] > self.generation
+    def _is_served(self, status: dict[str, Any]) -> bool:
+        return bool(status["is_settled"]) and status["serving_generation"] == status["generation"]
 
     async def a_b_a(self) -> None:
-        before = self.models["a"]["max_num_seqs"]
+        before, etag = self.models["a"]["max_num_seqs"], (await self.running.status())["etag"]
         self.models["a"]["max_num_seqs"] = 1000 + self.count
         self.running.write()
         await asyncio.sleep(0.15 if self.count % 20 < 10 else 0.6)
         self.models["a"]["max_num_seqs"] = before
         self.running.write()
         async with asyncio.timeout(60):
-            while not self._serves(status := await self.running.status()):
+            while (status := await self.running.status())["etag"] != etag or not self._is_served(status):
                 await asyncio.sleep(0.02)
         self.generation = status["generation"]
 

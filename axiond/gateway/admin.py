@@ -25,7 +25,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Control(Protocol):
     """What the admin endpoint needs of the daemon."""
 
-    def status(self) -> Status: ...
+    async def status(self) -> Status: ...
 
     def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What the manifest *text* would do. Raises ManifestError."""
@@ -74,7 +74,7 @@ class _Admin:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def status(self, request: web.Request) -> web.Response:
-        return _report(self._control.status())
+        return _report(await self._control.status())
 
     async def plan(self, request: web.Request) -> web.Response:
         return _report(self._control.plan(await request.read(), request.content_type == "application/json"))
