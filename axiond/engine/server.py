@@ -10,8 +10,9 @@ of it than the server does, and `guard()` comes first.
 
 import json
 import sys
-from argparse import ArgumentError, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 from axiond.engine.plugin import guard
 
@@ -41,7 +42,10 @@ def vllm_parser() -> Parse:
         try:
             args = parser.parse_args(list(argv))
             validate_parsed_serve_args(args)
-        except (ValueError, TypeError, ArgumentError) as exc:
+        except SystemExit as exc:
+            raise ArgumentsRefused("asks the parser for help, not for a server") from exc
+        except Exception as exc:
+            # Whatever it is: vLLM raises a dozen classes here, and would not start.
             raise ArgumentsRefused(str(exc)) from exc
         if not args.tool_parser_plugin:
             require("--tool-call-parser", args.tool_call_parser, ToolParserManager.list_registered())
@@ -86,9 +90,11 @@ def serve(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str]) -> int:
     if argv != ["--check"]:
         return serve(argv)
-    parse = vllm_parser()
-    for line in sys.stdin:
-        print(json.dumps(check(parse, json.loads(line))), flush=True)
+    # Standard output is for answers only; vLLM logs there.
+    with redirect_stdout(sys.stderr):
+        parse = vllm_parser()
+        answers = [check(parse, json.loads(line)) for line in sys.stdin]
+    print(*map(json.dumps, answers), sep="\n")
     return 0
 
 

@@ -135,6 +135,11 @@ TYPED_OPTIONS: Mapping[str, str] = {
     "reasoning-parser": "reasoning_parser", "trust-remote-code": "trust_remote_code",
     "uds": "nothing: axiond chooses the socket", "host": "nothing: axiond chooses the socket",
     "port": "nothing: axiond chooses the socket", "api-key": "server.api_keys",
+    "kv-cache-memory-bytes": "kv_cache", "gpu-memory-utilization": "kv_cache",
+    "config": "nothing: the manifest is the only configuration", "model-tag": "source",
+    "ssl-keyfile": "nothing: engines speak plain HTTP on a private socket",
+    "ssl-certfile": "nothing: engines speak plain HTTP on a private socket",
+    "headless": "nothing: axiond needs the server", "grpc": "nothing: axiond speaks HTTP", "api-server-count": "replicas",
 }  # fmt: skip
 
 
