@@ -27,6 +27,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     "cookie",
     "content-length",
     "content-encoding",
+    "accept-encoding",
     "expect",
     "x-request-id",
 }

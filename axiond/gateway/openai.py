@@ -102,11 +102,10 @@ class Passthrough:
         failed: list[EngineKey] = []
         while True:
             with await self._router.lease(ask.name, draw, failed) as lease:
-                exchange.model = lease.pool.model
+                exchange.model, exchange.retries = lease.pool.model, len(failed)
                 try:
                     return await self._attempt(exchange, ask, lease)
                 except EngineError as error:
-                    exchange.retries = len(failed)
                     failed.append(lease.endpoint.key)
                     self._log.warning(log.REQUEST_WAS_RETRIED, request_id=exchange.request_id, reason=str(error))
                     if len(failed) == MOST_ATTEMPTS:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import lru_cache
 from io import BytesIO
 
 import aiohttp
@@ -42,7 +43,7 @@ class Upstreams:
         """
         session = self._sessions.get(endpoint) or await self._open(endpoint)
         data = BytesIO(body) if body is not None and len(body) > MAX_PLAIN_BYTES else body
-        url = URL(endpoint.base_url + path, encoded=True)
+        url = _url(endpoint.base_url + path)
         try:
             response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as exc:
@@ -60,6 +61,11 @@ class Upstreams:
         closing = [self._sessions.pop(known) for known in gone if known != endpoint]
         await asyncio.gather(*(old.close() for old in closing))
         return session
+
+
+@lru_cache(maxsize=256)
+def _url(text: str) -> URL:
+    return URL(text, encoded=True)
 
 
 def _session(endpoint: Endpoint) -> aiohttp.ClientSession:

@@ -302,7 +302,14 @@ def build(options: argparse.Namespace) -> web.Application:
 
     async def stats(request: web.Request) -> web.Response:
         counts = {"pid": os.getpid(), "started": fake.started, "finished": fake.finished, "cancelled": fake.cancelled}
-        return dump({**counts, "running": fake.started - fake.finished - fake.cancelled, "last": fake.last})
+        return dump(
+            {
+                **counts,
+                "running": fake.started - fake.finished - fake.cancelled,
+                "connections": len(request.protocol._manager.connections),
+                "last": fake.last,
+            }
+        )
 
     async def stored_response(request: web.Request) -> web.Response:
         return dump({"id": request.match_info["id"], "object": "response", "status": "completed", "pid": os.getpid()})

@@ -62,7 +62,12 @@ class Site:
     session: aiohttp.ClientSession = field(init=False)
     url: str = ""
     server: Server = field(default_factory=Server)
+    serving: AsyncExitStack = field(default_factory=AsyncExitStack)
     _engines: int = 0
+
+    async def close(self) -> None:
+        """Shut the gateway down."""
+        await self.serving.aclose()
 
     async def start_engine(self, model: str, *options: str, replica: int = 0, digest: str = "d", name: str = "") -> Fake:
         self._engines += 1
@@ -116,7 +121,8 @@ async def open_site() -> AsyncIterator[SiteMaker]:
             router = Router(lambda: None)
             metrics = Metrics(router)
             site = Site(router, metrics, folder, stack, server=Server(listen="127.0.0.1:0", **settings))
-            host, port = await stack.enter_async_context(serve_rest(router, site.server, metrics, grace_s))
+            await stack.enter_async_context(site.serving)
+            host, port = await site.serving.enter_async_context(serve_rest(router, site.server, metrics, grace_s))
             site.url = f"http://{host}:{port}"
             site.session = await stack.enter_async_context(aiohttp.ClientSession(site.url, timeout=aiohttp.ClientTimeout(DEADLINE_S)))
             return site
@@ -139,6 +145,15 @@ async def running(coroutine: Any) -> AsyncIterator[asyncio.Task[Any]]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that sends no signal."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if is_so():
+                return
+            await asyncio.sleep(0.005)
 
 
 def chat(model: str | None = "m", **fields: Any) -> dict[str, Any]:

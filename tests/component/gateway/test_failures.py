@@ -1,0 +1,257 @@
+"""Engines die; requests do not, or are told so."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from axiond.engine.engine import Endpoint
+from axiond.manifest.spec import ModelSpec, Route, Weighted
+from axiond.reconcile.state import EngineKey
+
+from .conftest import Fake, Site, SiteMaker, chat, running, until
+from .raw import post, raw_client, raw_engine
+
+
+def dead(site: Site, model: str = "m", replica: int = 0) -> Fake:
+    return Fake(Endpoint(EngineKey(model, "dead", replica), model, socket=site.folder / "nobody.sock"), None)  # type: ignore[arg-type]
+
+
+async def error_of(answer: aiohttp.ClientResponse) -> dict[str, Any]:
+    error: dict[str, Any] = (await answer.json())["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--fail-requests", "1"), id="cuts-the-connection"),
+        pytest.param(("--reject", "502"), id="502"),
+        pytest.param(("--reject", "503"), id="503"),
+        pytest.param(("--die-after-tokens", "0"), id="dies-before-the-first-token"),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+async def test_a_failed_engine_is_retried_on_another_replica(site: Site, options: tuple[str, ...], is_stream: bool) -> None:
+    bad, good = await site.start_engine("m", *options), await site.start_engine("m", replica=1)
+    site.route(bad, good)
+    async with site.session.post("/v1/completions", json={"model": "m", "prompt": "x", "max_tokens": 2, "stream": is_stream}) as answer:
+        assert (answer.status, str(good.process.pid) in await answer.text()) == (200, True)
+    assert await site.metric("axiond_request_retries_total", model="m") == 1
+    assert [site.router.in_flight(fake.endpoint.key) for fake in (bad, good)] == [0, 0]
+
+
+async def test_a_dead_engine_is_retried_on_the_fallback_by_its_name(site: Site) -> None:
+    good = await site.start_engine("second", name="its-own-name")
+    route = Route(name="route", models=(Weighted(model="first"),), fallback=("second",))
+    site.route(dead(site, "first"), good, routes=(route,))
+    async with site.session.post("/v1/chat/completions", json=chat("route")) as answer:
+        assert (answer.status, (await answer.json())["model"]) == (200, "its-own-name")
+
+
+async def test_with_no_engine_left_the_client_may_come_again(site: Site) -> None:
+    site.route(dead(site))
+    site.change_pool("m", is_coming=True, retry_after_s=9)
+    async with site.session.post("/v1/chat/completions", json=chat()) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "9")
+        assert (await error_of(answer))["code"] == "engine_failed"
+    assert await site.metric("axiond_requests_lost_total", reason="engine_failed") == 1
+
+
+async def test_no_more_than_three_engines_are_tried(site: Site) -> None:
+    site.route(*(dead(site, replica=replica) for replica in range(5)))
+    async with site.session.post("/v1/chat/completions", json=chat()) as answer:
+        assert answer.status == 503
+        assert "3 engines failed" in (await error_of(answer))["message"]
+    assert await site.metric("axiond_request_retries_total", model="m") == 2
+
+
+@pytest.mark.parametrize(("status", "lost"), [(400, None), (429, None), (500, 1.0)])
+async def test_the_engines_own_errors_are_passed_on(site: Site, status: int, lost: float | None) -> None:
+    fake, other = await site.start_engine("m", "--reject", str(status)), await site.start_engine("m", replica=1)
+    site.route(fake, other)
+    async with site.session.post("/v1/chat/completions", json=chat()) as answer:
+        assert answer.status == status
+        assert (await error_of(answer))["message"] == "rejected as told"
+    assert (await other.stats())["started"] == 0
+    assert await site.metric("axiond_requests_lost_total", reason="engine_error") == lost
+
+
+async def test_a_stream_whose_engine_dies_ends_with_an_error_event(site: Site) -> None:
+    fake = await site.start_engine("m", "--die-after-tokens", "3", "--token-delay", "0.02")
+    site.route(fake)
+    async with site.session.post("/v1/chat/completions", json=chat(stream=True)) as answer:
+        text = await answer.text()
+    events = [orjson.loads(part.removeprefix("data: ")) for part in text.split("\n\n")[:-1]]
+    assert [event["choices"][0]["delta"].get("content") for event in events[1:-1]] == [f"{fake.process.pid}:{index} " for index in range(3)]
+    assert (events[-1]["error"]["code"], events[-1]["error"]["type"]) == ("engine_died", "server_error")
+    assert "[DONE]" not in text
+    assert await site.metric("axiond_requests_lost_total", reason="engine_died") == 1
+
+
+async def test_a_messages_stream_ends_with_anthropics_error_event(site: Site) -> None:
+    site.route(await site.start_engine("m", "--die-after-tokens", "1", "--token-delay", "0.02"))
+    async with site.session.post("/v1/messages", json={"model": "m", "messages": [], "max_tokens": 5, "stream": True}) as answer:
+        kind, data = (await answer.text()).split("\n\n")[-2].split("\n")
+    assert kind == "event: error"
+    assert orjson.loads(data.removeprefix("data: "))["error"]["type"] == "api_error"
+
+
+async def test_half_an_event_is_never_passed_on(site: Site) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        part = b'data: {"choices": [{"text": "whole"}]}\n\ndata: {"choices": [{"te'
+        writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+        await writer.drain()
+
+    async with raw_engine(site.folder / "raw.sock", answer) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with site.session.post("/v1/completions", json={"model": "m", "prompt": "x", "stream": True}) as response:
+            parts = (await response.text()).split("\n\n")
+    assert parts[0] == 'data: {"choices": [{"text": "whole"}]}'
+    assert "error" in orjson.loads(parts[1].removeprefix("data: "))
+
+
+async def test_a_large_body_that_breaks_off_does_not_look_complete(site: Site) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 3_000_000)
+        await writer.drain()
+
+    async with raw_engine(site.folder / "raw.sock", answer) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        with pytest.raises(aiohttp.ClientError):
+            async with site.session.post("/v1/embeddings", json={"model": "m", "input": "x"}) as response:
+                await response.read()
+    assert await site.metric("axiond_requests_lost_total", reason="engine_died") == 1
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+async def test_a_client_that_leaves_stops_the_work_in_the_engine(site: Site, is_stream: bool) -> None:
+    fake = await site.start_engine("m", "--token-delay", "0.02")
+    site.route(fake)
+    async with running(site.session.post("/v1/chat/completions", json=chat(stream=is_stream, max_tokens=10_000))) as asked:
+        await fake.wait_for(started=1)
+        if is_stream:
+            (await asked).close()
+    await fake.wait_for(started=1, cancelled=1, running=0)
+    assert site.router.in_flight(fake.endpoint.key) == 0
+    assert await site.metric("axiond_requests_total", model="m", code="499") == 1
+    assert not [sample for metric in site.metrics.registry.collect() if metric.name == "axiond_requests_lost" for sample in metric.samples]
+
+
+async def test_a_client_that_does_not_read_holds_the_engine_back(site: Site) -> None:
+    sent = 0
+    is_stuck = asyncio.Event()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        event = b"data: " + b"x" * 65_000 + b"\n\n"
+        chunk = b"%x\r\n%b\r\n" % (len(event), event)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(chunk)
+            sent += len(chunk)
+            try:
+                async with asyncio.timeout(1):
+                    await writer.drain()
+            except TimeoutError:
+                is_stuck.set()
+                await writer.drain()
+
+    async with raw_engine(site.folder / "raw.sock", answer) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with raw_client(site.url) as (_, writer):
+            writer.write(post("/v1/completions", orjson.dumps({"model": "m", "prompt": "x", "stream": True})))
+            async with asyncio.timeout(20):
+                await is_stuck.wait()
+    assert sent < 16 * 2**20
+
+
+async def test_an_idle_connection_that_the_engine_closed_costs_nothing(site: Site) -> None:
+    """The old process is gone, a new one listens on the same path; the pooled connection is not used again."""
+    fake = await site.start_engine("m")
+    site.route(fake)
+    async with site.session.post("/v1/completions", json={"model": "m", "prompt": "x"}) as answer:
+        assert answer.status == 200
+    await fake.kill()
+    Path(str(fake.endpoint.socket)).unlink()
+    again = await site.start_engine("m")
+    pool = site.router.table.pools["m"]
+    site.router.publish(replace(site.router.table, pools={"m": replace(pool, endpoints=(again.endpoint,))}))
+    async with site.session.post("/v1/completions", json={"model": "m", "prompt": "x"}) as answer:
+        assert answer.status == 200
+
+
+async def test_a_waiting_request_goes_to_the_engine_that_comes(site: Site) -> None:
+    site.route(specs={"m": ModelSpec(source="/m")})
+    site.change_pool("m", is_coming=True)
+    async with running(site.session.post("/v1/chat/completions", json=chat())) as asked:
+        await until(lambda: site.router.queued("m") == 1)
+        fake = await site.start_engine("m")
+        site.route(fake)
+        assert (await asked).status == 200
+
+
+async def test_a_waiting_client_that_leaves_gives_its_place_back(site: Site) -> None:
+    site.route(specs={"m": ModelSpec(source="/m")})
+    site.change_pool("m", is_coming=True)
+    async with running(site.session.post("/v1/chat/completions", json=chat())):
+        await until(lambda: site.router.queued("m") == 1)
+    await until(lambda: site.router.queued("m") == 0)
+
+
+async def test_a_full_queue_and_a_late_engine_are_told(site: Site) -> None:
+    site.route(specs={"m": ModelSpec(source="/m")}, max_queue=1, queue_timeout_s=0.3)
+    site.change_pool("m", is_coming=True, reason="engine is starting")
+    async with running(site.session.post("/v1/chat/completions", json=chat())) as asked:
+        await until(lambda: site.router.queued("m") == 1)
+        async with site.session.post("/v1/chat/completions", json=chat()) as refused:
+            assert (refused.status, (await error_of(refused))["type"]) == (429, "rate_limit_error")
+        late = await asked
+        assert (late.status, (await error_of(late))["code"]) == (503, "queue_timeout")
+
+
+async def test_a_failed_model_says_why(site: Site) -> None:
+    site.route(specs={"m": ModelSpec(source="/m")})
+    site.change_pool("m", reason="out of memory", retry_after_s=60)
+    async with site.session.post("/v1/chat/completions", json=chat()) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
+        assert "out of memory" in (await error_of(answer))["message"]
+
+
+@pytest.mark.parametrize(("grace_s", "is_whole"), [(10.0, True), (0.1, False)], ids=["within-grace", "after-grace"])
+async def test_a_shutdown_lets_streams_end_or_says_so(open_site: SiteMaker, grace_s: float, is_whole: bool) -> None:
+    site: Site = await open_site(grace_s=grace_s)
+    fake = await site.start_engine("m", "--token-delay", "0.02")
+    site.route(fake)
+    async with site.session.post("/v1/chat/completions", json=chat(stream=True, max_tokens=50)) as answer, running(site.close()):
+        text = await answer.text()
+    assert text.endswith("data: [DONE]\n\n") == is_whole
+    assert ('"code":"shutdown"' in text) == (not is_whole)
+
+
+async def test_a_shutdown_refuses_who_still_waits(open_site: SiteMaker) -> None:
+    site: Site = await open_site(grace_s=0.1)
+    site.route(specs={"m": ModelSpec(source="/m")})
+    site.change_pool("m", is_coming=True)
+    async with running(site.session.post("/v1/chat/completions", json=chat())) as asked:
+        await until(lambda: site.router.queued("m") == 1)
+        await site.close()
+        answer = await asked
+        assert (answer.status, (await error_of(answer))["code"]) == (503, "shutdown")
+
+
+async def test_connections_to_a_replaced_engine_are_closed(site: Site) -> None:
+    old = await site.start_engine("m")
+    site.route(old)
+    async with site.session.post("/v1/completions", json={"model": "m", "prompt": "x"}) as answer:
+        assert answer.status == 200
+    new = await site.start_engine("m", digest="new")
+    site.route(new)
+    async with site.session.post("/v1/completions", json={"model": "m", "prompt": "x"}) as answer:
+        assert answer.status == 200
+    assert (await old.stats())["connections"] == 1  # this very question's
