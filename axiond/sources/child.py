@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from axiond.errors import SourceError
@@ -50,16 +50,23 @@ def die_with_parent() -> None:
 
 @contextmanager
 def progress(stage: str, total_bytes: int = 0, done_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Report how far a stage is, while the body runs."""
+    """Report how far a stage is, while the body runs. What was done once is not taken back, though *done_bytes* may."""
     global _look
-    _look = lambda: (stage, done_bytes(), total_bytes)
+    most_bytes = 0
+
+    def look() -> tuple[str, int, int]:
+        nonlocal most_bytes
+        most_bytes = max(most_bytes, min(done_bytes(), total_bytes))
+        return stage, most_bytes, total_bytes
+
+    _look = look
     _report()
     try:
         yield
-        _look = lambda: (stage, total_bytes, total_bytes)
+        most_bytes = total_bytes
         _report()
     finally:
-        _look = lambda: (stage, 0, 0)
+        _look = lambda: (stage, most_bytes, total_bytes)
 
 
 def report(stage: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
@@ -76,13 +83,14 @@ def report_waiting() -> None:
 
 def _report() -> None:
     stage, done_bytes, total_bytes = _look()
-    _tell({"stage": stage, "done_bytes": min(done_bytes, total_bytes), "total_bytes": total_bytes})
+    _tell({"stage": stage, "done_bytes": done_bytes, "total_bytes": total_bytes})
 
 
 def _report_for_ever() -> None:
     while True:
         time.sleep(REPORT_INTERVAL_S)
-        _report()
+        with suppress(OSError):  # a file that was looked at was renamed just then
+            _report()
 
 
 def _tell(message: dict[str, Any]) -> None:

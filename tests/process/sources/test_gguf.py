@@ -23,6 +23,8 @@ async def test_converted_once(file: Path, tmp_path: Path, fetcher: Fetcher) -> N
     first = await fetcher(str(file))
     assert fetcher.stages == ["hashing", "reading", "converting", "writing"]
     assert all(progress.done_bytes <= progress.total_bytes for progress in fetcher.told)
+    converting = [progress.done_bytes for progress in fetcher.told if progress.stage == "converting"]
+    assert converting == sorted(converting)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in first.folder.iterdir()}
     assert json.loads((first.folder / "config.json").read_text())["num_hidden_layers"] == 2
     assert first.weight_bytes == (first.folder / "model.safetensors").stat().st_size > file.stat().st_size // BF16_BYTES // 2
