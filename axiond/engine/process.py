@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,20 +123,24 @@ class ProcessEngine:
         launch = self._launch
         cores = launch.cores or frozenset(os.sched_getaffinity(0))
         self._folder.mkdir(mode=0o700, parents=True)
-        lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        host = (sys.executable, "-P", "-m", "axiond.engine.host", "--folder", str(self._folder), "--lock", str(lock))
-        argv = server_argv(launch.name, launch.spec, launch.folder, self._socket)
-        self._host = subprocess.Popen(
-            [*host, "--cores", ",".join(map(str, sorted(cores))), "--", *launch.command, *argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            env=environment(launch.spec, cores, self._folder, launch.state_dir, os.environ),
-            pass_fds=(lock,),
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            undo.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            host = (sys.executable, "-P", "-m", "axiond.engine.host", "--folder", str(self._folder), "--lock", str(lock))
+            argv = server_argv(launch.name, launch.spec, launch.folder, self._socket)
+            self._host = subprocess.Popen(
+                [*host, "--cores", ",".join(map(str, sorted(cores))), "--", *launch.command, *argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                env=environment(launch.spec, cores, self._folder, launch.state_dir, os.environ),
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+            undo.pop_all()
         self._life = asyncio.create_task(self._live(self._host, lock), name=f"host of {launch.key}")
 
     async def _live(self, host: subprocess.Popen[bytes], lock: int) -> str:

@@ -1,8 +1,9 @@
-"""A small daemon: owns one engine, prints its process ids once it is ready, and stays."""
+"""A small daemon: owns one engine, prints its process ids once it is ready, and stays. On uvloop, as the daemon is."""
 
-import asyncio
 import sys
 from pathlib import Path
+
+import uvloop
 
 from axiond.engine.process import Launch, ProcessEngine
 from axiond.manifest.spec import ModelSpec
@@ -19,4 +20,4 @@ async def main(spec_json: str, model: str, runtime_dir: str, state_dir: str, *co
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    uvloop.run(main(*sys.argv[1:]))

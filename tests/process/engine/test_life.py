@@ -80,6 +80,13 @@ async def test_a_command_that_does_not_exist(build: Build) -> None:
     assert "/no/such/command: No such file or directory" in caught.value.tail
 
 
+async def test_a_command_line_that_the_kernel_refuses(build: Build) -> None:
+    engine = build(chat_template="x" * 2**18)
+    with pytest.raises(EngineStartError, match=r"could not be started: .*Argument list too long"):
+        await engine.start()
+    assert remains(folder_of(engine.endpoint)) == {}
+
+
 @pytest.mark.parametrize("arguments", [{"ready-after": 60}, {"fail-probe": True}], ids=["silent", "unhealthy"])
 async def test_it_is_not_ready_in_time(build: Build, arguments: dict[str, object]) -> None:
     engine = build(engine_args=arguments, start_timeout_s=1.5)

@@ -100,6 +100,7 @@ async def test_the_next_daemon_cleans_up_when_daemon_and_host_were_killed(owner:
     folder, processes = await owned(owner, runtime_dir)
     owner.kill()
     os.kill(processes["host"], signal.SIGKILL)
+    await owner.wait()
     await all_ended(processes.values(), WITHIN_S)
     assert clean_leftovers(runtime_dir) == (folder.name,)
     assert remains(folder) == {}
