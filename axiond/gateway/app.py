@@ -20,6 +20,7 @@ from axiond.manifest.spec import Server
 from axiond.routing.router import Router
 
 BACKLOG = 1024
+HIGHEST_PORT = 65535
 LINGER_S = 5.0
 ABORT_TIMEOUT_S = 5.0
 
@@ -70,10 +71,12 @@ async def _drain(rest: Rest, grace_s: float) -> None:
 def _listen(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if int(port) > HIGHEST_PORT:  # the resolver would silently take it modulo 65536
+        raise AxiondError(f"cannot listen on {address}: ports end at {HIGHEST_PORT}")
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as exc:
+    except OSError as exc:
         raise AxiondError(f"cannot listen on {address}: {exc}") from exc
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

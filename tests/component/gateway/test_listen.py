@@ -1,0 +1,33 @@
+import socket
+
+import pytest
+
+from axiond.errors import AxiondError
+from axiond.gateway.app import serve_rest
+from axiond.gateway.metrics import Metrics
+from axiond.manifest.spec import Server
+from axiond.routing.router import Router
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1", "localhost", "[::1]"])
+async def test_it_listens_where_it_is_told(where: str) -> None:
+    router = Router(lambda: None)
+    async with serve_rest(router, Server(listen=f"{where}:0"), Metrics(router)) as (host, port):
+        assert (host in ("127.0.0.1", "::1"), port > 0) == (True, True)
+
+
+async def test_a_port_in_use_is_told_in_a_sentence() -> None:
+    router = Router(lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AxiondError, match=f"cannot listen on {listen}: Address already in use"):
+            async with serve_rest(router, Server(listen=listen), Metrics(router)):
+                pass
+
+
+@pytest.mark.parametrize("listen", ["203.0.113.1:80", "127.0.0.1:99999"])
+async def test_an_impossible_address_is_told(listen: str) -> None:
+    router = Router(lambda: None)
+    with pytest.raises(AxiondError, match="cannot listen on"):
+        async with serve_rest(router, Server(listen=listen), Metrics(router)):
+            pass
