@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from axiond.reconcile.plan import wanted_keys
+from axiond.reconcile.plan import wanted_keys, without_room
 from axiond.reconcile.state import EngineState, Observed, SourceState, Target
 from axiond.report import Condition, ConditionType, RejectionReport
 
@@ -26,11 +26,11 @@ class Facts:
 
 def unsettled(desired: Target, observed: Observed) -> tuple[str, ...]:
     """What is still on its way, in words; an engine that has failed once is not waited for."""
-    waiting = []
+    waiting, homeless = [], without_room(desired, observed)
     for key in wanted_keys(desired, observed):
         view = observed.engines.get(key)
         source = observed.sources.get(desired.models[key.model].source)
-        if view is None and source and source.state is SourceState.FAILED:
+        if view is None and (key in homeless or (source and source.state is SourceState.FAILED)):
             continue
         if view is None:
             waiting.append(f"{key.model}: fetching {source.reason}" if source and source.reason else f"{key.model}: about to start")
@@ -43,8 +43,10 @@ def unsettled(desired: Target, observed: Observed) -> tuple[str, ...]:
 
 def troubles(observed: Observed) -> tuple[str, ...]:
     """What is wrong with the engines of the serving generation."""
-    found = []
-    for model in observed.serving.models.values() if observed.serving else ():
+    if observed.serving is None:
+        return ()
+    found = [f"{key.model}: {reason}" for key, reason in without_room(observed.serving, observed).items()]
+    for model in observed.serving.models.values():
         for key in model.engines():
             view = observed.engines.get(key)
             if view and view.state in (EngineState.BACKOFF, EngineState.FAILED):

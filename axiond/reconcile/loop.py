@@ -257,9 +257,8 @@ class Reconciler:
             self._wake.set()
 
     def _has_failures(self) -> bool:
-        return any(record.failures for record in self.executor.engines.values()) or any(
-            record.view.failures for record in self.executor.sources.values()
-        )
+        engines, sources = self.executor.engines.values(), self.executor.sources.values()
+        return any(e.failures and e.state is not EngineState.READY for e in engines) or any(s.view.failures for s in sources)
 
     def _new_number(self, etag: str) -> None:
         now = self._world.now()

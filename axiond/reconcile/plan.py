@@ -6,7 +6,7 @@ generation keeps the requests. A candidate that cannot be realised is rejected, 
 generation as desired is the rollback.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from axiond.reconcile.actions import Action, Drain, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
@@ -23,6 +23,7 @@ from axiond.reconcile.state import (
 )
 
 HOLDS_MEMORY = frozenset({EngineState.STARTING, EngineState.READY, EngineState.DRAINING, EngineState.STOPPING})
+LEAVING = frozenset({EngineState.DRAINING, EngineState.STOPPING})
 FAILING = frozenset({EngineState.BACKOFF, EngineState.FAILED})
 
 
@@ -62,6 +63,30 @@ def wanted_keys(desired: Target, observed: Observed) -> tuple[EngineKey, ...]:
     running = {key.model for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
     models = [m for m in desired.models.values() if not m.is_lazy or m.name in observed.demanded or m.name in running]
     return tuple(key for model in sorted(models, key=lambda m: (-m.priority, m.name)) for key in model.engines())
+
+
+def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]:
+    """Wanted engines that memory has no place for, and why; empty while something is leaving that may make room."""
+    wanted = wanted_keys(desired, observed)
+    holding = {key: view for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
+    if any(key not in wanted or view.state in LEAVING for key, view in holding.items()):
+        return {}
+    used = sum(view.memory_bytes for view in holding.values())
+    found = {}
+    for key in wanted:
+        source = observed.sources.get(desired.models[key.model].source)
+        if key in observed.engines or source is None or source.state is not SourceState.READY:
+            continue
+        estimate = memory_bytes(desired.models[key.model], observed)
+        if used + estimate > observed.budget_bytes:
+            found[key] = lack_of_memory(used + estimate - observed.budget_bytes, observed.budget_bytes)
+        else:
+            used += estimate
+    return found
+
+
+def lack_of_memory(lacking_bytes: int, budget_bytes: int) -> str:
+    return f"does not fit: {lacking_bytes / 2**30:.1f} GiB more than the memory budget of {budget_bytes / 2**30:.1f} GiB"
 
 
 def memory_bytes(model: ModelTarget, observed: Observed) -> int:
@@ -164,8 +189,7 @@ class _Round:
             freed += holding[victim].memory_bytes
             self.yielding.add(victim)
         if freed < needed:
-            lacking, budget = (needed - freed) / 2**30, self.observed.budget_bytes / 2**30
-            reason = f"does not fit: {lacking:.1f} GiB more than the memory budget of {budget:.1f} GiB"
+            reason = lack_of_memory(needed - freed, self.observed.budget_bytes)
             self.over_budget = Reject(self.desired.generation, key.model, reason)
 
     def routing(self) -> Published:

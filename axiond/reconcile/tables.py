@@ -1,14 +1,14 @@
 """Turn what is published into the table that requests are routed by. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from axiond.engine.engine import Endpoint
 from axiond.reconcile.generation import Generation
+from axiond.reconcile.plan import FAILING, without_room
 from axiond.reconcile.state import EngineKey, EngineState, EngineView, ModelTarget, Observed, Published, SourceState
 from axiond.routing.table import Pool, RouteTable
 
-FAILING = frozenset({EngineState.BACKOFF, EngineState.FAILED})
 RETRY_WHEN_FAILED_S = 60
 
 
@@ -16,6 +16,7 @@ def route_table(
     generation: Generation, published: Published, observed: Observed, endpoint: Callable[[EngineKey], Endpoint], now: float, created: int
 ) -> RouteTable:
     """The table for *generation*, with the endpoints of *published* and, for models without one, whether to wait or why not."""
+    homeless = without_room(generation.target, observed)
     manifest, server = generation.manifest, generation.manifest.server
     return RouteTable(
         generation=generation.number,
@@ -25,7 +26,7 @@ def route_table(
                 spec=manifest.models[name],
                 endpoints=tuple(endpoint(key) for key in published.endpoints.get(name, ())),
                 is_lazy=model.is_lazy,
-                **_outlook(model, observed, now),
+                **_outlook(model, observed, homeless, now),
             )
             for name, model in generation.target.models.items()
         },
@@ -44,7 +45,7 @@ class Outlook(TypedDict, total=False):
     retry_after_s: int
 
 
-def _outlook(model: ModelTarget, observed: Observed, now: float) -> Outlook:
+def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey, str], now: float) -> Outlook:
     views = [view for key in model.engines() if (view := observed.engines.get(key))]
     if any(view.state is EngineState.READY for view in views):
         return {"is_coming": True}
@@ -58,7 +59,11 @@ def _outlook(model: ModelTarget, observed: Observed, now: float) -> Outlook:
     source = observed.sources.get(model.source)
     if source and source.state is SourceState.FAILED:
         return {"is_coming": False, "reason": source.reason, "retry_after_s": max(1, round(source.retry_at - now))}
-    return {"is_coming": not model.is_lazy or model.name in observed.demanded, "reason": _progress(views, source.reason if source else "")}
+    if lack := next((reason for key, reason in homeless.items() if key.model == model.name), ""):
+        return {"is_coming": False, "reason": lack, "retry_after_s": RETRY_WHEN_FAILED_S}
+    if model.is_lazy and model.name not in observed.demanded:
+        return {"is_coming": False}
+    return {"is_coming": True, "reason": _progress(views, source.reason if source else "")}
 
 
 def _progress(views: list[EngineView], fetching: str) -> str:

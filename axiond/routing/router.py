@@ -88,7 +88,7 @@ class Router:
                 return Lease(self, pool, endpoint)
             if pool.is_lazy and not pool.endpoints:
                 self._demand(pool.model)
-        coming = next((pool for pool in pools if (pool.is_coming or pool.is_lazy) and not pool.endpoints), None)
+        coming = next((pool for pool in pools if not pool.endpoints and (pool.is_coming or (pool.is_lazy and not pool.reason))), None)
         if coming is None or failed:
             raise _unavailable(pools[0], failed)
         return coming

@@ -13,7 +13,8 @@ class Pool:
     The engines of one model.
 
     *is_coming*: with no endpoint, one is on its way and requests wait for it; otherwise they are told *reason* and to
-    retry after *retry_after_s*. *is_lazy*: nothing is on its way until the model is demanded.
+    retry after *retry_after_s*. *is_lazy*: nothing is on its way until the model is demanded; with no *reason* against it,
+    that is worth waiting for.
     """
 
     model: str

@@ -15,7 +15,8 @@ OLD, NEW = EngineKey("m", "old"), EngineKey("m", "new")
 
 def table(*keys: EngineKey, is_coming: bool = False, is_lazy: bool = False, max_queue: int = 8, queue_timeout_s: float = 60) -> RouteTable:
     spec = ModelSpec(source="/m", load="lazy" if is_lazy else "eager")
-    pool = Pool("m", spec, tuple(Endpoint(key, "m") for key in keys), is_coming, is_lazy, reason="it broke", retry_after_s=7)
+    reason = "" if is_lazy else "it broke"
+    pool = Pool("m", spec, tuple(Endpoint(key, "m") for key in keys), is_coming, is_lazy, reason, retry_after_s=7)
     return RouteTable(1, {"m": pool}, {"m": "m"}, max_queue=max_queue, queue_timeout_s=queue_timeout_s)
 
 
@@ -133,6 +134,13 @@ async def test_a_lazy_model_is_demanded_once_and_remembered_while_it_stays_lazy(
     assert router.demanded == {"m"}
     router.publish(table(OLD))
     assert router.demanded == frozenset()
+
+
+async def test_a_lazy_model_that_broke_is_not_waited_for(router: Router) -> None:
+    broken = table(is_lazy=True)
+    router.publish(replace(broken, pools={"m": replace(broken.pools["m"], reason="it broke")}))
+    with pytest.raises(RequestError, match="it broke"):
+        await router.lease("m", 0.0)
 
 
 async def test_a_failed_engine_is_left_out_and_others_are_not_waited_for(router: Router) -> None:
