@@ -35,8 +35,10 @@ _NOT_RETURNED = _HOP_BY_HOP | {"content-length", "x-request-id", "date", "server
 
 
 def forwarded(headers: Mapping[str, str], request_id: str) -> CIMultiDict[str]:
-    """The headers for the engine."""
-    return _kept(headers, _NOT_FORWARDED, request_id)
+    """The headers for the engine. It is told not to compress: nothing on this machine gains from that."""
+    kept = _kept(headers, _NOT_FORWARDED, request_id)
+    kept["Accept-Encoding"] = "identity"
+    return kept
 
 
 def returned(headers: Mapping[str, str], request_id: str) -> CIMultiDict[str]:

@@ -79,7 +79,6 @@ def _session(endpoint: Endpoint) -> aiohttp.ClientSession:
         timeout=TIMEOUT,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
 
 

@@ -58,6 +58,7 @@ def test_headers_of_this_hop_stay_here() -> None:
         ("X-Twice", "1"),
         ("X-Twice", "2"),
         ("X-Request-ID", "id"),
+        ("Accept-Encoding", "identity"),
     ]
     assert set(returned(given, "id")) == {
         "Host",
