@@ -40,7 +40,10 @@ def explain(error: ValidationError, tree: Mapping[str, Any], written: Callable[[
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_written_path(details, tree), []).append(details)
+    around = {at[:depth] for at in by_path for depth in range(len(at))}
     for at, alternatives in by_path.items():
+        if at in around and all(details["type"].endswith(("_type", "too_short")) for details in alternatives):
+            continue  # a list that is too short without its bad items, or that is not the text of a union
         yield _explain_one(at, alternatives, None if at[:2] == SECRET else written(at))
 
 
@@ -98,7 +101,7 @@ def _amount(at: KeyPath, limit: Any) -> str:
 
 
 def _instead(value: Any, joint: str = ", not ") -> str:
-    if not isinstance(value, str | int | float):
+    if value == "" or not isinstance(value, str | int | float):
         return ""
     text = json.dumps(value, ensure_ascii=False)
     return joint + (text if len(text) <= 60 else text[:57] + '..."')

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from axiond.manifest.document import Document, Finding, KeyPath, dotted, follow
-from axiond.manifest.nearest import did_you_mean
+from axiond.manifest.nearest import did_you_mean, quoted
 from axiond.manifest.spec import ModelSpec, Server
 
 TABLES = ("server", "defaults", "models")
@@ -78,7 +78,7 @@ def _add_table(merged: Merged, document: Document, table: str, entries: Any) -> 
         return
     for key, value in entries.items():
         if first := merged.owners.get((table, key)):
-            what = f"the model {key!r} is defined twice" if table == "models" else f"{dotted((table, key))} is set twice"
+            what = f"the model {quoted(key)} is defined twice" if table == "models" else f"{dotted((table, key))} is set twice"
             merged.findings.append(Finding(document, (table, key), what, "remove one", other=first))
             continue
         merged.tables[table][key] = value

@@ -1,0 +1,171 @@
+"""What differs between two specs, and the promise that a field's class is the truth about the digest."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from axiond.manifest.diff import changes, route_changes, server_changes
+from axiond.manifest.spec import Change, ModelSpec, Route, Server, change_of
+from axiond.report import FieldChange
+
+BASE: dict[str, Any] = {"source": "a/b"}
+
+
+def spec(**fields: Any) -> ModelSpec:
+    return ModelSpec.model_validate(BASE | fields)
+
+
+GOLDEN = {"prompt": "p", "expect": "e", "max_tokens": 32, "min_tokens_per_s": None}
+CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[tuple[str, Any, Any, str]]]] = {
+    "nothing": ({}, {}, []),
+    "what the default is anyway": ({}, {"replicas": 1, "kv_cache": "1GiB"}, []),
+    "live": ({}, {"aliases": ["x"]}, [("aliases", [], ["x"], "live")]),
+    "engine": ({"dtype": "auto"}, {"dtype": "float32"}, [("dtype", "auto", "float32", "engine")]),
+    "size": ({}, {"kv_cache": "2GiB"}, [("kv_cache", 2**30, 2**31, "engine")]),
+    "in a table": ({}, {"chunked_prefill": {"enabled": False}}, [("chunked_prefill.enabled", True, False, "engine")]),
+    "a table comes": ({}, {"golden": {"prompt": "p", "expect": "e"}}, [("golden", None, GOLDEN, "live")]),
+    "in a table that is there": (
+        {"golden": {"prompt": "p", "expect": "e"}},
+        {"golden": {"prompt": "q", "expect": "e"}},
+        [("golden.prompt", "p", "q", "live")],
+    ),
+    "entries": (
+        {"engine_args": {"a": 1, "b": 2, "c": {"d": [1], "e": 0}}},
+        {"engine_args": {"a": 1, "b": 3, "c": {"d": [2], "e": 0}, "f": None}},
+        [("engine_args.b", 2, 3, "engine"), ("engine_args.c.d", [1], [2], "engine"), ("engine_args.f", None, None, "engine")],
+    ),
+    "order of entries": ({"engine_args": {"a": 1, "b": 2}}, {"engine_args": {"b": 2, "a": 1}}, []),
+    "kind of number": ({"engine_args": {"a": [1]}}, {"engine_args": {"a": [True]}}, [("engine_args.a", [1], [True], "engine")]),
+    "name with a dot": ({"lora": {"a.b": "/x"}}, {"lora": {}}, [('lora."a.b"', "/x", None, "engine")]),
+    "member of a union": ({"cores": "0-1"}, {"cores": ["0", "1"]}, [("cores", "0-1", ["0", "1"], "engine")]),
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+def test_changes_are_told_field_by_field(case: tuple[dict[str, Any], dict[str, Any], list[tuple[str, Any, Any, str]]]) -> None:
+    old, new, expected = case
+    assert changes(spec(**old), spec(**new)) == tuple(
+        FieldChange(path=path, old=a, new=b, change=change) for path, a, b, change in expected
+    )
+
+
+def test_server_changes_mask_secrets() -> None:
+    old, new = Server.model_validate({"api_keys": ["hunter2"]}), Server.model_validate({"api_keys": ["other"], "listen": "[::]:1"})
+    assert server_changes(old, new) == (
+        FieldChange(path="server.listen", old="127.0.0.1:8080", new="[::]:1", change="daemon"),
+        FieldChange(path="server.api_keys", old=["**********"], new=["**********"], change="live"),
+    )
+    assert server_changes(old, old) == ()
+
+
+def test_routes_are_told_apart_by_name() -> None:
+    def route(name: str, weight: float = 1) -> Route:
+        return Route.model_validate({"name": name, "models": [{"model": "m", "weight": weight}]})
+
+    def share(weight: float) -> list[dict[str, Any]]:
+        return [{"model": "m", "weight": weight}]
+
+    assert route_changes([route("a"), route("b")], [route("b"), route("a")]) == ()
+    assert route_changes([route("a"), route("b")], [route("b", 2), route("c")]) == (
+        FieldChange(path="routes.a", old={"name": "a", "models": share(1), "fallback": []}, new=None, change="live"),
+        FieldChange(path="routes.b.models", old=share(1), new=share(2), change="live"),
+        FieldChange(path="routes.c", old=None, new={"name": "c", "models": share(1), "fallback": []}, change="live"),
+    )
+
+
+NAMES = st.lists(st.from_regex(r"\A[a-z][a-z0-9._-]{0,5}\Z"), max_size=3).map(tuple)
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+ARGUMENTS = st.dictionaries(
+    st.from_regex(r"\Ax-[a-z]{1,4}\Z"), st.integers() | st.booleans() | TEXTS | st.lists(st.integers(), max_size=2), max_size=3
+)
+CORES = st.sampled_from(["0", "0-1", "1,3"])
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "source": TEXTS,
+    "revision": st.none() | TEXTS,
+    "served_names": NAMES,
+    "aliases": NAMES,
+    "quantization": st.sampled_from(["auto", "none", "awq", "gptq", "compressed-tensors", "mxfp4"]),
+    "dtype": st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
+    "max_model_len": st.none() | st.integers(1, 9999),
+    "attention_backend": st.sampled_from(["auto", "CPU_ATTN"]),
+    "chunked_prefill.enabled": st.booleans(),
+    "chunked_prefill.max_num_batched_tokens": st.none() | st.integers(1, 9999),
+    "prefix_caching": st.booleans(),
+    "kv_cache": st.integers(2**26, 2**40),
+    "kv_cache_dtype": st.sampled_from(["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]),
+    "max_num_seqs": st.none() | st.integers(1, 99),
+    "enforce_eager": st.booleans(),
+    "cores": st.none() | CORES | st.lists(CORES, min_size=1, max_size=3).map(tuple),
+    "replicas": st.integers(1, 64),
+    "load": st.sampled_from(["eager", "lazy"]),
+    "priority": st.integers(-9, 9),
+    "lora": st.dictionaries(st.from_regex(r"\A[a-z]{1,3}\Z"), TEXTS, max_size=2),
+    "chat_template": st.none() | TEXTS,
+    "tool_call_parser": st.none() | TEXTS,
+    "reasoning_parser": st.none() | TEXTS,
+    "trust_remote_code": st.booleans(),
+    "start_timeout_s": st.floats(1, 86400),
+    "drain_grace_s": st.floats(0, 86400),
+    "golden": st.none() | st.fixed_dictionaries({"prompt": TEXTS, "expect": st.just("x")}),
+    "golden.prompt": TEXTS,
+    "golden.expect": st.sampled_from(["a", "b", "(?i)c"]),
+    "golden.max_tokens": st.integers(1, 4096),
+    "golden.min_tokens_per_s": st.none() | st.floats(1, 99),
+    "engine_args": ARGUMENTS,
+}
+
+
+def leaf_fields(table: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Change]]:
+    """Every field that declares a class, and those of the tables in it."""
+    for name, info in table.model_fields.items():
+        if change := change_of(table, name):
+            yield prefix + name, change
+        for part in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from leaf_fields(part, f"{prefix}{name}.")
+
+
+CLASSES = dict(leaf_fields(ModelSpec))
+
+
+def with_field(fields: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    table, _, name = path.rpartition(".")
+    return fields | {table: (fields.get(table) or {}) | {name: value}} if table else fields | {path: value}
+
+
+def test_no_field_escapes_the_property() -> None:
+    """A new field fails here until it has a class and a strategy."""
+    assert CLASSES.keys() == FIELDS.keys()
+    assert set(CLASSES.values()) == {Change.LIVE, Change.ENGINE}
+
+
+@pytest.mark.parametrize("path", FIELDS)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_live_field_keeps_the_digest_and_an_engine_field_changes_it(path: str, data: st.DataObject) -> None:
+    base = {"source": "a/b", "golden": {"prompt": "p", "expect": "e"}}
+    for other in data.draw(st.lists(st.sampled_from([name for name in FIELDS if "." not in name and name != "golden"]), max_size=3)):
+        base = with_field(base, other, data.draw(FIELDS[other]))
+    values = data.draw(st.lists(FIELDS[path], min_size=2, max_size=2, unique_by=repr))
+    old, new = (ModelSpec.model_validate(with_field(base, path, value)) for value in values)
+    found = changes(old, new)
+    assert {change.change for change in found} == {CLASSES[path]}
+    assert all(change.path == path or change.path.startswith(f"{path}.") for change in found)
+    assert (old.digest() == new.digest()) == (CLASSES[path] is Change.LIVE)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_an_engine_is_replaced_exactly_if_the_changes_say_so(data: st.DataObject) -> None:
+    def draw() -> ModelSpec:
+        fields: dict[str, Any] = dict(BASE)
+        for name in data.draw(st.lists(st.sampled_from([name for name in FIELDS if not name.startswith("golden.")]), max_size=4)):
+            fields = with_field(fields, name, data.draw(FIELDS[name]))
+        return ModelSpec.model_validate(fields)
+
+    old, new = draw(), draw()
+    assert (old.digest() != new.digest()) == any(change.change == Change.ENGINE for change in changes(old, new))
