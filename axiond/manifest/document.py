@@ -44,7 +44,7 @@ def dotted(at: KeyPath) -> str:
         if isinstance(key, int):
             text += f"[{key}]"
         else:
-            text += ("." if text else "") + (key if re.fullmatch(r"[\w$-]+", key) else json.dumps(key, ensure_ascii=False))
+            text += ("." if text else "") + (key if re.fullmatch(r"[A-Za-z0-9_$-]+", key) else json.dumps(key, ensure_ascii=False))
     return text
 
 

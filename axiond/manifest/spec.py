@@ -81,7 +81,8 @@ class ModelSpec(Spec):
     served_names: tuple[Name, ...] = engine((), "Names the engine answers to and reports; the model's own name if empty.")
     aliases: tuple[Name, ...] = live((), "More names for requests; the engine does not hear of them.")
     quantization: Literal["auto", "none", "awq", "gptq", "compressed-tensors", "mxfp4"] = engine(
-        "auto", "How the weights are quantized; auto reads it from the checkpoint, none insists that they are not.")
+        "auto", "How the weights are quantized; auto reads it from the checkpoint, none insists that they are not."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = engine("auto", "Type of the activations.")
     max_model_len: int | None = engine(None, "Longest prompt plus answer in tokens; the model's own limit if unset.", ge=1)
     attention_backend: Literal["auto", "CPU_ATTN"] = engine("auto", "vLLM's CPU platform has only CPU_ATTN.")

@@ -121,7 +121,7 @@ FIELDS = {
     ),
     "column counts characters": (
         f'{SMALL}engine_args = {{"ü" = "ä", "ö" = nan}}\n',
-        "3:28: models.small.engine_args.ö: is not a finite number of ordinary size",
+        '3:27: models.small.engine_args."ö": is not a finite number of ordinary size',
     ),
     "include is no list": ('include = "x"\n', '1:1: include: must be a list (write include = ["models.d/*.toml"])'),
     "include is no text": ("include = [1]\n", "1:12: include[0]: must be a file name or pattern in quotes"),
