@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -37,9 +38,11 @@ from http_load import load, request, serve_stub
 
 PORTS = {"direct": 18100, "nginx": 18101, "aiohttp": 18102, "axiond": 18103, "litellm": 18104}
 CONNECTIONS = 32
+WIDTH = 110
 ROOT = Path(__file__).parents[1]
 LITELLM_VENV = ROOT / "build" / "litellm"
 PROXY_CORE, LOAD_CORE = "1", "0"
+LITELLM_KEY = f"sk-{secrets.token_hex(16)}"  # it does not start without one
 
 
 async def serve_bare() -> None:
@@ -135,11 +138,17 @@ def install_litellm() -> None:
 @contextlib.contextmanager
 def running(name: str, command: list[str], core: str, folder: Path) -> Iterator[psutil.Process]:
     """A child on one core, ready to answer."""
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
+    environment = {
+        **os.environ,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_MASTER_KEY": LITELLM_KEY,
+        "PYTHONPATH": str(ROOT),
+        "NO_PROXY": "*",
+    }
     with (folder / f"{name}.out").open("wb") as out:
         child = subprocess.Popen(["taskset", "-c", core, *command], stdout=out, stderr=out, env=environment, cwd=folder)
     try:
-        if not asyncio.run(_answers(PORTS[name], child)):
+        if not asyncio.run(_answers(name, child)):
             raise SystemExit(f"{name} does not answer:\n{(folder / f'{name}.out').read_text()[-2000:]}")
         yield psutil.Process(child.pid)
     finally:
@@ -151,11 +160,15 @@ def running(name: str, command: list[str], core: str, folder: Path) -> Iterator[
             child.wait()
 
 
-async def _answers(port: int, child: subprocess.Popen[bytes]) -> bool:
+def payload_for(name: str, is_stream: bool) -> bytes:
+    return request(is_stream, "m", LITELLM_KEY if name == "litellm" else "")
+
+
+async def _answers(name: str, child: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and child.poll() is None:
         try:
-            result = await load(port, request(False, "m"), False, 1, 0.05)
+            result = await load(PORTS[name], payload_for(name, False), False, 1, 0.05)
             if result.took_s and not result.failed:
                 return True
         except OSError:
@@ -185,7 +198,7 @@ def measure(proxies: dict[str, psutil.Process], rounds: int, seconds: float) -> 
     for number in range(rounds):
         for (name, is_stream), figure in figures.items():
             Console(stderr=True).print(f"round {number + 1} of {rounds}: {name}{' streaming' if is_stream else ''}", style="dim")
-            payload = request(is_stream, "m")
+            payload = payload_for(name, is_stream)
             single = uvloop.run(load(PORTS[name], payload, is_stream, 1, seconds))
             before_s = cpu_s(proxies[name])
             many = uvloop.run(load(PORTS[name], payload, is_stream, CONNECTIONS, seconds))
@@ -233,7 +246,8 @@ def machine() -> dict[str, str]:
     nginx = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr.strip() if shutil.which("nginx") else ""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "cpu": f"{len(models)} x {models[0] if models else platform.machine()}",
-        "kernel": platform.release(), "python": platform.python_version(), **{package: version(package) for package in packages},
+        "load_average": f"{os.getloadavg()[0]:.1f}", "kernel": platform.release(),
+        "python": platform.python_version(), **{package: version(package) for package in packages},
         **({"nginx": nginx.rpartition("/")[2]} if nginx else {}), **_litellm_version(),
     }  # fmt: skip
 
@@ -290,9 +304,9 @@ def compare(options: argparse.Namespace) -> None:
 
 def report(made: list[dict[str, object]], options: argparse.Namespace) -> None:
     facts = machine()
-    Console().print(show(made))
+    Console(width=WIDTH).print(show(made))
     if options.write:
-        text = Console(record=True, width=110, file=io.StringIO())
+        text = Console(record=True, width=WIDTH, file=io.StringIO())
         text.print(show(made))
         lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
         target = ROOT / "bench" / "results" / "gateway.md"

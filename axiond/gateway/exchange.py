@@ -16,13 +16,15 @@ class Exchange:
     """
     One request and its answer, for the metrics and the access log. Times are in seconds of one monotonic clock.
 
-    *lost* says why the request died through no fault of the client; *is_aborted* that its task was cancelled by axiond.
+    A client that takes nothing for *stall_timeout_s* is cut off. *lost* says why the request died through no fault of the
+    client; *is_aborted* that its task was cancelled by axiond.
     """
 
     request: web.BaseRequest
     request_id: str
     dialect: Dialect
     began_at: float
+    stall_timeout_s: float = 75.0
     model: str = ""
     status: int = 0
     lost: str = ""
@@ -46,6 +48,10 @@ class Exchange:
         self._tail = (self._tail[1], chunk[-TAIL_BYTES:])
         if self.is_stream:
             self.events += chunk.count(b"data: {")
+
+    def ends_in_error(self) -> bool:
+        """Whether the engine itself said in the stream that it failed."""
+        return b'data: {"error"' in b"".join(self._tail)
 
     def tokens(self) -> tuple[int | None, int | None]:
         """Prompt and completion tokens, where the answer names them."""

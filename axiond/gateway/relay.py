@@ -15,7 +15,7 @@ from axiond.gateway.upstream import read_chunk, read_whole
 from axiond.gateway.usage import split_events
 
 MOST_WHOLE_BYTES = 2**20
-STALL_TIMEOUT_S = 60.0
+NEVER_BLOCKS_BYTES = 2**13  # a transport resumes its writer at a buffer of 2**14 or less
 
 
 async def relay(upstream: aiohttp.ClientResponse, endpoint: Endpoint, exchange: Exchange) -> web.StreamResponse:
@@ -73,6 +73,8 @@ async def _relay_events(
         if held:
             await send(held, response, exchange)
         await response.write_eof()
+        if exchange.ends_in_error():
+            exchange.lost = "engine_error"
     except EngineError as error:
         exchange.lost = "engine_died"
         message = f"The engine died while answering; what came so far is not the whole answer. ({error})"
@@ -90,15 +92,15 @@ async def send(chunk: bytes, response: web.StreamResponse, exchange: Exchange) -
     """Write, and wait while the client is slow, but not for ever."""
     transport = exchange.request.transport
     exchange.note(chunk, time.monotonic())
-    if transport is None or not transport.get_write_buffer_size():
+    if transport is None or transport.get_write_buffer_size() + len(chunk) < NEVER_BLOCKS_BYTES:
         await response.write(chunk)
         return
     try:
-        async with asyncio.timeout(STALL_TIMEOUT_S):
+        async with asyncio.timeout(exchange.stall_timeout_s):
             await response.write(chunk)
     except TimeoutError:
         transport.abort()
-        raise ConnectionResetError(f"the client took nothing for {STALL_TIMEOUT_S:g} s") from None
+        raise ConnectionResetError(f"the client took nothing for {exchange.stall_timeout_s:g} s") from None
 
 
 async def end_stream(response: web.StreamResponse, exchange: Exchange, error: RequestError) -> None:

@@ -31,7 +31,7 @@ class Rest:
     """Answers every request of the REST endpoint. Knows which are running, so that a shutdown can end them."""
 
     def __init__(self, router: Router, upstreams: Upstreams, server: Server, metrics: Metrics) -> None:
-        self._router, self._metrics = router, metrics
+        self._router, self._metrics, self._stall_timeout_s = router, metrics, server.idle_timeout_s
         self._log = structlog.get_logger().bind()
         self._passthrough = Passthrough(router, upstreams, server, self._log)
         self._running: dict[asyncio.Task[object], Exchange] = {}
@@ -51,7 +51,7 @@ class Rest:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises for what can be answered; the request is counted and logged whichever way it ends."""
         path = request.rel_url.raw_path
-        exchange = Exchange(request, _request_id(request), dialect_of(path), time.monotonic())
+        exchange = Exchange(request, _request_id(request), dialect_of(path), time.monotonic(), self._stall_timeout_s)
         task = asyncio.current_task()
         assert task is not None
         self._running[task] = exchange

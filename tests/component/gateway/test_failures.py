@@ -143,32 +143,58 @@ async def test_a_client_that_leaves_stops_the_work_in_the_engine(site: Site, is_
     assert not [sample for metric in site.metrics.registry.collect() if metric.name == "axiond_requests_lost" for sample in metric.samples]
 
 
-async def test_a_client_that_does_not_read_holds_the_engine_back(site: Site) -> None:
-    sent = 0
-    is_stuck = asyncio.Event()
+class Fountain:
+    """Streams for ever; knows how much it could send, and when it was held back or cut off."""
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+        self.is_stuck, self.is_cut_off = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, writer: asyncio.StreamWriter) -> None:
         event = b"data: " + b"x" * 65_000 + b"\n\n"
-        chunk = b"%x\r\n%b\r\n" % (len(event), event)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        while True:
-            writer.write(chunk)
-            sent += len(chunk)
-            try:
-                async with asyncio.timeout(1):
-                    await writer.drain()
-            except TimeoutError:
-                is_stuck.set()
+        try:
+            while True:
+                writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                self.sent_bytes += len(event)
+                await self._drain(writer)
+        except ConnectionError:
+            self.is_cut_off.set()
+
+    async def _drain(self, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(0.5):
                 await writer.drain()
+        except TimeoutError:
+            self.is_stuck.set()
+            await writer.drain()
+
+
+@pytest.mark.parametrize("idle_timeout_s", [pytest.param(75.0, id="patient"), pytest.param(1.0, id="impatient")])
+async def test_a_client_that_does_not_read_holds_the_engine_back_but_not_for_ever(open_site: SiteMaker, idle_timeout_s: float) -> None:
+    site: Site = await open_site(idle_timeout_s=idle_timeout_s)
+    fountain = Fountain()
+    async with raw_engine(site.folder / "raw.sock", fountain) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with raw_client(site.url) as (_, writer), asyncio.timeout(20):
+            writer.write(post("/v1/completions", orjson.dumps({"model": "m", "prompt": "x", "stream": True})))
+            await fountain.is_stuck.wait()
+            if idle_timeout_s < 10:
+                await fountain.is_cut_off.wait()
+    assert fountain.sent_bytes < 16 * 2**20
+
+
+async def test_an_error_that_the_engine_streams_itself_counts_as_lost(site: Site) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        event = b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\ndata: [DONE]\n\n'
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%b" % (len(event), event))
+        await writer.drain()
 
     async with raw_engine(site.folder / "raw.sock", answer) as endpoint:
         site.route(Fake(endpoint, None))  # type: ignore[arg-type]
-        async with raw_client(site.url) as (_, writer):
-            writer.write(post("/v1/completions", orjson.dumps({"model": "m", "prompt": "x", "stream": True})))
-            async with asyncio.timeout(20):
-                await is_stuck.wait()
-    assert sent < 16 * 2**20
+        async with site.session.post("/v1/chat/completions", json=chat(stream=True)) as response:
+            assert "EngineCore died" in await response.text()
+    assert await site.metric("axiond_requests_lost_total", reason="engine_error") == 1
 
 
 async def test_an_idle_connection_that_the_engine_closed_costs_nothing(site: Site) -> None:

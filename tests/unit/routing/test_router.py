@@ -5,7 +5,7 @@ import pytest
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
-from axiond.manifest.spec import ModelSpec
+from axiond.manifest.spec import ModelSpec, Route, Weighted
 from axiond.reconcile.state import EngineKey
 from axiond.routing.router import Lease, Router
 from axiond.routing.table import Pool, RouteTable
@@ -152,3 +152,12 @@ async def test_a_failed_engine_is_left_out_and_others_are_not_waited_for(router:
         await router.lease("m", 0.0, failed={OLD})
     assert caught.value.code == "engine_failed"
     assert isinstance(lease, Lease)
+
+
+async def test_a_fallback_answers_while_the_lazy_model_is_woken(router: Router, changes: Calls) -> None:
+    lazy = Pool("lazy", ModelSpec(source="/l", load="lazy"), is_lazy=True)
+    ready = Pool("ready", ModelSpec(source="/r"), (Endpoint(NEW, "ready"),))
+    route = Route(name="r", models=(Weighted(model="lazy"),), fallback=("ready",))
+    router.publish(RouteTable(1, {"lazy": lazy, "ready": ready}, {"lazy": "lazy", "ready": "ready"}, {"r": route}))
+    with await router.lease("r", 0.0) as lease:
+        assert (lease.pool.model, router.demanded, changes.count) == ("ready", {"lazy"}, 1)
