@@ -141,12 +141,12 @@ class Control:
             return load(self.path).etag
         return ""
 
-    def plan(self, text: bytes, is_json: bool) -> PlanReport:
+    async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What *text* would do. Raises ManifestError."""
-        candidate = parse(text, self.path.with_suffix(".json" if is_json else ".toml")).manifest
+        loaded = await asyncio.to_thread(parse, text, self.path.with_suffix(".json" if is_json else ".toml"))
         reconciler = self._reconciler
         served = reconciler.serving.manifest if reconciler.serving else Manifest()
-        return preview(reconciler.newest_number + 1, served, candidate, reconciler.observe())
+        return preview(reconciler.newest_number + 1, served, loaded.manifest, reconciler.observe())
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return self._events.follow()

@@ -27,7 +27,7 @@ class Control(Protocol):
 
     async def status(self) -> Status: ...
 
-    def plan(self, text: bytes, is_json: bool) -> PlanReport:
+    async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What the manifest *text* would do. Raises ManifestError."""
         ...
 
@@ -77,7 +77,7 @@ class _Admin:
         return _report(await self._control.status())
 
     async def plan(self, request: web.Request) -> web.Response:
-        return _report(self._control.plan(await request.read(), request.content_type == "application/json"))
+        return _report(await self._control.plan(await request.read(), request.content_type == "application/json"))
 
     async def get_manifest(self, request: web.Request) -> web.Response:
         text, etag = self._control.manifest()

@@ -31,7 +31,7 @@ class Recorder:
     async def status(self) -> Status:
         return healthy(NOW)
 
-    def plan(self, text: bytes, is_json: bool) -> PlanReport:
+    async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         self.calls.append(("plan", text, is_json))
         if b"sorce" in text:
             raise ManifestError([PROBLEM])
