@@ -15,6 +15,7 @@ from axiond.gateway.upstream import read_chunk, read_whole
 from axiond.gateway.usage import split_events
 
 MOST_WHOLE_BYTES = 2**20
+NO_SUCH_PATH = b'{"detail":"Not Found"}'  # of vLLM's web framework, where the model has no such task
 NEVER_BLOCKS_BYTES = 2**13  # a transport resumes its writer at a buffer of 2**14 or less
 
 
@@ -24,12 +25,16 @@ async def relay(upstream: aiohttp.ClientResponse, endpoint: Endpoint, exchange: 
 
     Raises:
         EngineError: the engine died before a byte went to the client, so another may answer.
+        RequestError: 404, the engine has no such path.
     """
     length = upstream.content_length
     is_events = upstream.content_type == "text/event-stream"
     headers = returned(upstream.headers, exchange.request_id)
     if length is not None and length <= MOST_WHOLE_BYTES and not is_events:
         body = await read_whole(upstream, endpoint)
+        if upstream.status == 404 and body == NO_SUCH_PATH:
+            message = f"The model `{exchange.model}` does not answer {exchange.request.rel_url.raw_path}."
+            raise RequestError(404, "unsupported_by_model", message, param="model")
         exchange.status = upstream.status
         exchange.note(body, time.monotonic())
         return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)

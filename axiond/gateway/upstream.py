@@ -92,7 +92,7 @@ async def read_chunk(response: aiohttp.ClientResponse, endpoint: Endpoint) -> by
     try:
         return await response.content.readany()
     except (aiohttp.ClientError, OSError) as exc:
-        raise EngineError(str(endpoint.key), f"died while answering: {exc or type(exc).__name__}") from exc
+        raise EngineError(str(endpoint.key), f"died while answering ({type(exc).__name__})") from exc
 
 
 async def read_whole(response: aiohttp.ClientResponse, endpoint: Endpoint) -> bytes:

@@ -101,6 +101,17 @@ async def test_a_messages_stream_ends_with_anthropics_error_event(site: Site) ->
     assert orjson.loads(data.removeprefix("data: "))["error"]["type"] == "api_error"
 
 
+async def test_a_path_that_the_model_does_not_serve_is_told(site: Site) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 22\r\n\r\n{"detail":"Not Found"}')
+        await writer.drain()
+
+    async with raw_engine(site.folder / "raw.sock", answer) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with site.session.post("/v1/embeddings", json={"model": "m", "input": "x"}) as response:
+            assert (response.status, (await error_of(response))["code"]) == (404, "unsupported_by_model")
+
+
 async def test_half_an_event_is_never_passed_on(site: Site) -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
