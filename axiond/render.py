@@ -6,7 +6,7 @@ Strings are meant literally: the console that prints them has markup, emoji and 
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,12 +20,15 @@ from axiond.report import Condition, EngineReport, Event, FieldChange, ModelRepo
 _STYLES: Final = {
     "ready": "green", "starting": "yellow", "fetching": "yellow", "draining": "cyan", "stopping": "cyan", "backoff": "red",
     "failed": "red", "none": "dim", "live": "green", "scale": "yellow", "load": "yellow", "restart": "yellow", "unload": "red",
+    "unavailable": "red",
 }  # fmt: skip
 _BAD_WHEN_TRUE: Final = frozenset({"Degraded", "RolledBack"})
 _VERDICT_WORDS: Final = {
     "load": "to load", "restart": "to restart", "scale": "to scale", "unload": "to unload", "live": "changed live", "none": "unchanged",
 }  # fmt: skip
 _MAX_VALUE_CHARS: Final = 60
+_MAX_REASON_CHARS: Final = 160
+_MAX_TAIL_LINES: Final = 10
 
 
 def status_view(status: Status, now: datetime) -> RenderableType:
@@ -85,8 +88,9 @@ def event_line(event: Event) -> Text:
 
 def exit_code(status: Status) -> int:
     """0 when the newest manifest is served in full, else 2."""
-    holds = {str(condition.type): condition.status == "True" for condition in status.conditions}
-    return 0 if holds.get("Ready") and not holds.get("Degraded") and not holds.get("RolledBack") else 2
+    found = {str(condition.type): condition.status for condition in status.conditions}
+    is_well = found.get("Ready") == "True" and found.get("Accepted") != "False" and all(found.get(bad) != "True" for bad in _BAD_WHEN_TRUE)
+    return 0 if is_well else 2
 
 
 def duration(seconds: float) -> str:
@@ -114,7 +118,7 @@ def _conditions(conditions: Iterable[Condition], now: datetime) -> Table:
     for condition in conditions:
         is_bad = condition.status == ("True" if condition.type in _BAD_WHEN_TRUE else "False") and condition.type != "Progressing"
         age = duration((now - condition.last_transition_time).total_seconds())
-        table.add_row(condition.type, Text(condition.status, "red" if is_bad else ""), age, condition.reason, condition.message)
+        table.add_row(condition.type, Text(condition.status, "red" if is_bad else ""), age, condition.reason, _shortened(condition.message))
     return table
 
 
@@ -122,7 +126,7 @@ def _models(models: Iterable[ModelReport]) -> Table:
     table = _table("Model", "State", "Load", ">Replicas", ">Queued", ">In flight", "Names", "Reason")
     for model in models:
         counts = (str(model.replicas), str(model.queued), str(model.in_flight))
-        table.add_row(model.name, _styled(model.state), model.load, *counts, ", ".join(model.names), model.reason)
+        table.add_row(model.name, _styled(model.state), model.load, *counts, ", ".join(model.names), _shortened(model.reason))
     return table
 
 
@@ -138,7 +142,7 @@ def _engines(engines: Iterable[EngineReport], now: datetime) -> Table:
             engine.cores,
             _size(engine.memory_bytes) if engine.memory_bytes else f"~{_size(engine.memory_estimate_bytes)}",
             str(engine.in_flight),
-            engine.reason,
+            _shortened(engine.reason),
         )
     return table
 
@@ -150,8 +154,9 @@ def _sources(sources: Iterable[SourceReport]) -> Table:
     return table
 
 
-def _with_lines(head: str, lines: Iterable[str]) -> RenderableType:
-    return Group(Text(head, "bold red"), Padding("\n".join(lines), (0, 0, 0, 2)))
+def _with_lines(head: str, lines: Sequence[str]) -> RenderableType:
+    more = [f"… {len(lines) - _MAX_TAIL_LINES} lines before, in axiond status --json"] if len(lines) > _MAX_TAIL_LINES else []
+    return Group(Text(head, "bold red"), Padding("\n".join((*more, *lines[-_MAX_TAIL_LINES:])), (0, 0, 0, 2)))
 
 
 def _table(*columns: str) -> Table:
@@ -175,8 +180,12 @@ def _fields(fields: Iterable[FieldChange]) -> Text:
 
 def _value(value: Any) -> str:
     text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return _shortened(text, _MAX_VALUE_CHARS)
+
+
+def _shortened(text: str, most_chars: int = _MAX_REASON_CHARS) -> str:
     one_line = " ".join(text.split())
-    return one_line if len(one_line) <= _MAX_VALUE_CHARS else one_line[: _MAX_VALUE_CHARS - 1] + "…"
+    return one_line if len(one_line) <= most_chars else one_line[: most_chars - 1] + "…"
 
 
 def _size(size_bytes: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,make,g++,ca-certificates,curl,procps"
+PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,make,g++,ca-certificates,curl,procps,libnuma1"
 REPOSITORY = Path(__file__).parents[2]
 BOOT_TIMEOUT_S = 60
 
@@ -46,11 +46,12 @@ class Machine:
         began = time.monotonic()
         inside = ["nsenter", "-t", str(self.init_pid), "-m", "-u", "-i", "-n", "-p", "-C", "env", "-i", *self._assignments()]
         done = subprocess.run(
-            [*inside, "bash", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*inside, "bash", "-o", "pipefail", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
         if not is_quiet:
-            self.say(f"{done.stdout.rstrip()}\n[exit {done.returncode}, {time.monotonic() - began:.1f} s]\n".lstrip("\n"))
+            shown = "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
+            self.say(f"{shown}\n[exit {done.returncode}, {time.monotonic() - began:.1f} s]\n".lstrip("\n"))
         if done.returncode not in codes:
             raise Failed(f"{command}\nended with {done.returncode}, wanted {codes}\n{done.stdout}")
         return Result(done.returncode, done.stdout)

@@ -6,6 +6,7 @@
 
 import json
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,11 +16,21 @@ from typing import Any
 
 from tests.systemd.machine import Failed, Machine, booted, make_root
 
-URL = "http://127.0.0.1:18080"
 MANIFEST = "/etc/axiond/axiond.toml"
 STATE_TIMEOUT_S = 300
 # A start on two cores: fetch 93 MB, convert, import vLLM three times.
 START_TIMEOUT_S = 600
+
+
+def _free_port() -> int:
+    """The container shares this machine's network, for pip."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+PORT = _free_port()
 
 
 def main() -> int:
@@ -31,7 +42,7 @@ def main() -> int:
             _scenario(machine)
         except Failed as failure:
             machine.say(f"\nFAILED: {failure}")
-            machine.run("journalctl -u axiond --no-pager -n 60 -o cat", codes=(0, 1))
+            machine.run("journalctl -b -u axiond --no-pager -n 60 -o cat", codes=(0, 1))
             return 1
         machine.say(f"All {len(STEPS)} steps passed.")
     return 0
@@ -49,16 +60,16 @@ def install(machine: Machine) -> None:
     """make install, twice: the second changes nothing and keeps an edited manifest"""
     machine.run("rm -rf /etc/axiond /var/lib/axiond", is_quiet=True)
     machine.run("make -C /src install", timeout_s=START_TIMEOUT_S)
-    machine.run(f"sed -i 's/^listen = .*/listen = \"127.0.0.1:18080\"/' {MANIFEST} && cat {MANIFEST}")
+    machine.run(f"sed -i 's/^listen = .*/listen = \"127.0.0.1:{PORT}\"/' {MANIFEST} && grep -v '^ *#' {MANIFEST} | grep .")
     machine.run("make -C /src install && ls -l /etc/axiond", timeout_s=START_TIMEOUT_S)
-    machine.run(f"grep -q 18080 {MANIFEST}", is_quiet=True)
-    machine.run("systemd-analyze verify axiond.service")
+    machine.run(f"grep -q {PORT} {MANIFEST}", is_quiet=True)
+    machine.run("systemd-analyze verify axiond.service; systemd-analyze security axiond.service --no-pager | tail -n 1")
 
 
 def start(machine: Machine) -> None:
     """systemctl start axiond: READY comes when a generation is served"""
     machine.run("systemctl start axiond", timeout_s=START_TIMEOUT_S)
-    machine.run("systemctl status axiond --no-pager --lines=0")
+    machine.run("systemctl status axiond --no-pager --lines=0 | cut -c1-140")
     machine.run("axiond status")
     ask(machine, "smollm2")
 
@@ -89,6 +100,7 @@ def refuse_typo(machine: Machine) -> None:
     before = engine_pids(machine)
     machine.run(f"cp {MANIFEST} /root/good.toml; sed -i '/^\\[models.smollm2\\]/a quantisation = \"awq\"' {MANIFEST}")
     machine.run("systemctl reload axiond", codes=(1,))
+    machine.run("systemctl status axiond --no-pager --lines=4 | tail -n 4 | cut -c1-200")
     refusal = machine.run("axiond reload", codes=(1,)).output
     expect('did you mean "quantization"?' in refusal, "the remedy is not shown")
     machine.run("axiond status", codes=(2,))
@@ -115,20 +127,45 @@ def kill_daemon(machine: Machine) -> None:
     wait_for(machine, "the restart", lambda: machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output.strip() == "1")
     wait_for(machine, "the service", lambda: machine.run("systemctl is-active axiond", codes=(0, 3), is_quiet=True).code == 0)
     expect(not set(processes(machine)) & set(before), "a process of the killed daemon is still there")
-    machine.run("systemctl status axiond --no-pager --lines=0; ls /dev/shm")
+    machine.run("systemctl status axiond --no-pager --lines=0 | cut -c1-140; ls /dev/shm")
     ask(machine, "smollm2")
 
 
 def kill_engine(machine: Machine) -> None:
-    """SIGKILL to an engine's processes: the daemon starts it again, and stays itself"""
+    """SIGKILL to an engine's API server: its other processes go too, and the daemon starts it again"""
     daemon = machine.run("systemctl show -P MainPID axiond", is_quiet=True).output
     before = engine_pids(machine)
-    machine.run(f"kill -KILL {' '.join(map(str, before))}")
-    machine.run("sleep 1; axiond status", codes=(0, 2))
+    machine.run("kill -KILL $(pgrep -f '^[^ ]+ -P -m axiond.engine.server')")
+    wait_for(machine, "the end of its processes", lambda: not set(processes(machine)) & set(before))
+    machine.run("axiond status", codes=(2,))
     wait_for(machine, "the engine", lambda: machine.run("axiond status", codes=(0, 2), is_quiet=True).code == 0)
     ask(machine, "smollm2")
-    expect(not set(engine_pids(machine)) & set(before), "a killed process is still there")
     expect(machine.run("systemctl show -P MainPID axiond", is_quiet=True).output == daemon, "the daemon was restarted too")
+
+
+def hang_daemon(machine: Machine) -> None:
+    """a daemon that hangs (SIGSTOP): the watchdog ends it after 30 s, and it starts again"""
+    before = processes(machine)
+    machine.run("kill -STOP $(systemctl show -P MainPID axiond)")
+    wait_for(machine, "the restart", lambda: machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output.strip() == "2")
+    machine.run("journalctl -b -u axiond --no-pager -o cat | grep -i watchdog | tail -n 2")
+    wait_for(machine, "the service", lambda: machine.run("systemctl is-active axiond", codes=(0, 3), is_quiet=True).code == 0)
+    expect(not set(processes(machine)) & set(before), "a process of the hung daemon is still there")
+    ask(machine, "smollm2")
+
+
+def put_manifest(machine: Machine) -> None:
+    """PUT /admin/v1/manifest: the confined daemon may replace its manifest, once for each etag"""
+    admin = "curl -sS --unix-socket /run/axiond/admin.sock"
+    url = "http://axiond/admin/v1/manifest"
+    machine.run(f"{admin} -D /root/headers -o /root/now.toml {url} && cmp /root/now.toml {MANIFEST} && grep -i ^etag: /root/headers")
+    machine.run("sed 's/^aliases = .*/aliases = [\"put\"]/' /root/now.toml > /root/put.toml")
+    etag = "$(sed -n 's/^etag: //Ip' /root/headers | tr -d '\\r')"
+    put = f"{admin} -w '\\n%{{http_code}}\\n' -X PUT --data-binary @/root/put.toml -H \"If-Match: {etag}\" '{url}?wait=1'"
+    expect(machine.run(put).output.endswith("200\n"), "the manifest was not replaced")
+    expect(machine.run(put).output.endswith("412\n"), "a lost race was not noticed")
+    machine.run(f"ls -l {MANIFEST}")
+    ask(machine, "put")
 
 
 def boot_with_broken_manifest(machine: Machine) -> None:
@@ -152,20 +189,23 @@ def stop(machine: Machine) -> None:
 
 def uninstall(machine: Machine) -> None:
     """make uninstall keeps the manifest and the models"""
-    machine.run("cp -a /opt/axiond /opt/axiond.kept", is_quiet=True)
+    machine.run("cp -al /opt/axiond /opt/axiond.kept", is_quiet=True)
     machine.run("make -C /src uninstall && ls /etc/axiond /var/lib/axiond && ! ls /opt/axiond")
     machine.run("mv /opt/axiond.kept /opt/axiond", is_quiet=True)  # quickens the next run
 
 
 STEPS: tuple[Callable[[Machine], None], ...] = (
-    install, start, edit_live, edit_engine, refuse_typo, roll_back, kill_daemon, kill_engine, boot_with_broken_manifest, stop, uninstall,
+    install, start, edit_live, edit_engine, refuse_typo, roll_back, kill_daemon, kill_engine, hang_daemon, put_manifest,
+    boot_with_broken_manifest, stop, uninstall,
 )  # fmt: skip
 
 
 def ask(machine: Machine, model: str) -> None:
     """A real question to the real model."""
     body = {"model": model, "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    answer = machine.run(f"curl -sS --max-time 60 {URL}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'")
+    answer = machine.run(
+        f"curl -sS --max-time 60 http://127.0.0.1:{PORT}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    )
     expect("Paris" in answer.output, "the model does not know Paris")
 
 

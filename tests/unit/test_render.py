@@ -59,6 +59,7 @@ def _conditions(**statuses: str) -> tuple[Condition, ...]:
         ({}, 2),
         ({"Ready": "True", "Degraded": "True"}, 2),
         ({"Ready": "True", "RolledBack": "True"}, 2),
+        ({"Ready": "True", "Accepted": "False"}, 2),
     ],
 )
 def test_exit_code(conditions: dict[str, str], code: int) -> None:
@@ -87,6 +88,19 @@ def test_exit_code(conditions: dict[str, str], code: int) -> None:
 )
 def test_plan_sentence(plan: PlanReport, sentence: str) -> None:
     assert plan_sentence(plan) == sentence
+
+
+def test_long_tails_and_reasons_are_shortened() -> None:
+    """A Python traceback of fifty lines and vLLM's longest sentence leave the tables readable."""
+    found = rolled_back(NOW)
+    assert found.rejection
+    long = found.rejection.model_copy(update={"tail": tuple(f"line {number}" for number in range(25))})
+    bad = found.conditions[0].model_copy(update={"message": "x" * 500})
+    text = as_text(status_view(found.model_copy(update={"rejection": long, "conditions": (bad,)}), NOW))
+    assert "  … 15 lines before, in axiond status --json\n  line 15\n" in text
+    assert "  line 24\n" in text
+    assert "line 14\n" not in text
+    assert text.count("x") < 250
 
 
 def test_event_line() -> None:
