@@ -92,7 +92,7 @@ def edit_engine(machine: Machine) -> None:
     machine.run(f"sed -i '/^\\[models.smollm2\\]/a max_num_seqs = 7' {MANIFEST}")
     machine.run("systemctl reload axiond", timeout_s=START_TIMEOUT_S)
     ask(machine, "smollm2")
-    expect(not set(engine_pids(machine)) & set(before), "an old engine process is still there")
+    wait_for(machine, "the end of the old engine", lambda: not set(processes(machine)) & set(before))
 
 
 def refuse_typo(machine: Machine) -> None:
