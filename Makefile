@@ -52,11 +52,11 @@ clean: ## remove .venv, fetched models and caches
 $(RUN_STAMP):
 	@requirements/install.sh $(VENV) requirements/run.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+	@rm -f $(VENV)/.run-* && touch $@
 
 $(DEV_STAMP):
 	@requirements/install.sh $(VENV) $(LOCKS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@ $(RUN_STAMP)
+	@rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $@ $(RUN_STAMP)
 
 -include systemd/*.mk
