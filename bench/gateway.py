@@ -2,7 +2,8 @@
 What a proxy in front of an engine costs: axiond's gateway beside nginx, LiteLLM's proxy and a bare aiohttp pass-through.
 
 The proxy has one core, the stub engine and the load share another. Every round visits every proxy; figures are medians
-of rounds. `python bench/gateway.py --litellm --write` makes `bench/results/gateway.md`.
+of rounds. Only axiond and nginx reach the stub over a Unix socket. LiteLLM does not start without a key, so it checks one.
+`python bench/gateway.py --litellm --write` makes `bench/results/gateway.md`, on an idle machine.
 """
 
 import argparse
@@ -246,7 +247,7 @@ def machine() -> dict[str, str]:
     nginx = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr.strip() if shutil.which("nginx") else ""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "cpu": f"{len(models)} x {models[0] if models else platform.machine()}",
-        "load_average": f"{os.getloadavg()[0]:.1f}", "kernel": platform.release(),
+        "kernel": platform.release(),
         "python": platform.python_version(), **{package: version(package) for package in packages},
         **({"nginx": nginx.rpartition("/")[2]} if nginx else {}), **_litellm_version(),
     }  # fmt: skip
@@ -279,6 +280,9 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
+    busy = os.getloadavg()[0]
+    if busy > 1 and options.write:
+        raise SystemExit(f"load average {busy:.1f}: others use this machine; figures worth keeping need an idle one")
     os.sched_setaffinity(0, {int(LOAD_CORE)})
     with tempfile.TemporaryDirectory(prefix="gw") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
