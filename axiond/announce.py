@@ -13,24 +13,26 @@ class Announcer:
     """
     Turns rounds into READY, RELOADING and STATUS.
 
-    Ready is said once a generation is served as far as it can be, and again after each reload.
+    Ready is said once a generation is served as far as it can be, one model at least, and again after each reload.
     """
 
     def __init__(self, notifier: Notifier, events: Events) -> None:
         self._notifier, self._events = notifier, events
-        self._text, self._is_busy = "starting", True
+        self._text, self._is_busy, self._is_calm = "starting", True, False
         self.became_ready = asyncio.Event()
 
-    def after_round(self, text: str, is_busy: bool) -> None:
-        was_busy, self._is_busy = self._is_busy, is_busy
-        if is_busy and not was_busy and self.became_ready.is_set():
+    def after_round(self, text: str, is_busy: bool, is_up: bool) -> None:
+        """Hear of a round: what is going on, whether something is on its way, whether any model is served."""
+        is_reload = is_busy and self._is_calm and self.became_ready.is_set()
+        is_calm = not is_busy and (is_up or self.became_ready.is_set())
+        if is_reload:
             self._notifier.reloading(text)
-        elif not is_busy and was_busy:
+        elif is_calm and not self._is_calm:
             self._notifier.ready(text)
             self.became_ready.set()
         elif text != self._text:
             self._notifier.status(text)
-        self._text = text
+        self._text, self._is_busy, self._is_calm = text, is_busy, is_calm
 
     async def heartbeat(self) -> None:
         """While something is on its way, say so now and then, and ask systemd for more time. Runs until cancelled."""

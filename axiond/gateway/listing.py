@@ -24,10 +24,9 @@ def not_ready_because(table: RouteTable) -> str:
     """Why requests would be refused now; empty if they would not."""
     if table.generation == 0:
         return "no manifest is served yet"
-    pools = table.pools.values()
-    if any(pool.endpoints for pool in pools) or all(pool.is_lazy for pool in pools):
+    if table.serves_any:
         return ""
-    return "; ".join(f"model {pool.model}: {pool.reason or 'no engine'}" for pool in list(pools)[:10])
+    return "; ".join(f"model {pool.model}: {pool.reason or 'no engine'}" for pool in list(table.pools.values())[:10])
 
 
 def pool_state(pool: Pool) -> str:

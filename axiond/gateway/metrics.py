@@ -70,7 +70,7 @@ class Metrics:
             self._lost.labels(exchange.lost).inc()
 
     def reload_ended(self, outcome: str, took_s: float) -> None:
-        """Count one manifest change: realised, rejected, rolled_back or superseded."""
+        """Count one manifest change: realised, degraded, rejected, rolled_back or superseded."""
         self._reloads.labels(outcome).inc()
         self._reload_s.observe(took_s)
 

@@ -25,6 +25,9 @@ class Fetched(Protocol):
     @property
     def weight_bytes(self) -> int: ...
 
+    @property
+    def note(self) -> str: ...
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -188,7 +191,7 @@ class Executor:
             self._events.emit(log.SOURCE_FETCH_FAILED, level="error", source=source, problem=exc.problem)
         else:
             record.folder = fetched.folder
-            record.view = SourceView(SourceState.READY, weight_bytes=fetched.weight_bytes)
+            record.view = SourceView(SourceState.READY, fetched.note, fetched.weight_bytes)
         self._wake()
 
 

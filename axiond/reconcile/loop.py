@@ -13,7 +13,7 @@ from axiond.events import Events
 from axiond.manifest.diff import server_changes
 from axiond.manifest.spec import Change, Manifest, ModelSpec, Server
 from axiond.reconcile.actions import Publish, Reject
-from axiond.reconcile.conditions import Facts, conditions, unserved, unsettled
+from axiond.reconcile.conditions import Facts, conditions, troubles, unserved, unsettled
 from axiond.reconcile.execute import Executor, World
 from axiond.reconcile.generation import Generation, source_key
 from axiond.reconcile.plan import next_wake_s, plan
@@ -29,11 +29,11 @@ class Listener:
     Who wants to hear what.
 
     *realised*: a generation whose engines are all ready, the last good manifest. *round_ended*: a sentence that says what
-    is going on, and whether something is on its way. *change_ended*: a manifest's outcome and the seconds it took.
+    is going on, whether something is on its way, and whether any model is served. *change_ended*: a manifest's outcome and the seconds it took.
     """
 
     realised: Callable[[Generation], None] = lambda _generation: None
-    round_ended: Callable[[str, bool], None] = lambda _text, _is_busy: None
+    round_ended: Callable[[str, bool, bool], None] = lambda _text, _is_busy, _is_up: None
     change_ended: Callable[[str, float], None] = lambda _outcome, _took_s: None
 
 
@@ -188,9 +188,9 @@ class Reconciler:
         before, self.conditions = self.conditions, conditions(self.conditions, facts, datetime.now(UTC))
         self._tell_changes(before)
         moving = unsettled(self.desired.target, observed)
-        self._note_end(now, bool(moving))
+        self._note_end(observed, now, bool(moving))
         self._note_realised(observed, bool(moving))
-        self._listener.round_ended("; ".join(moving) or self._summary(observed), bool(moving))
+        self._listener.round_ended("; ".join(moving) or self._summary(observed), bool(moving), self.router.table.serves_any)
         return next_wake_s(observed, self.desired.target, now)
 
     def _publish(self, routing: Published) -> None:
@@ -238,17 +238,22 @@ class Reconciler:
             self._realised_number = serving.number
             self._listener.realised(serving)
 
-    def _note_end(self, now: float, is_moving: bool) -> None:
+    def _note_end(self, observed: Observed, now: float, is_moving: bool) -> None:
         if is_moving or self._ended_number == self.newest_number:
             return
         self._ended_number = self.newest_number
-        outcome = "rejected" if self.refusal else "rolled_back" if self.rejection else "realised"
+        if self.refusal:
+            outcome = "rejected"
+        elif self.rejection:
+            outcome = "rolled_back"
+        else:
+            outcome = "degraded" if unserved(observed) else "realised"
         self._listener.change_ended(outcome, now - self._changed_at)
 
     def _summary(self, observed: Observed) -> str:
         ready = sum(view.state is EngineState.READY for view in observed.engines.values())
         number = self.serving.number if self.serving else 0
-        return f"generation {number}, {ready} engines ready"
+        return "; ".join((f"generation {number}, engines ready: {ready}", *troubles(observed)))
 
     def _note_requests(self) -> None:
         """A request ended or a lazy model was asked for. Most such news is no reason for a round."""

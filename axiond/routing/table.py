@@ -38,3 +38,8 @@ class RouteTable:
     max_queue: int = 256
     queue_timeout_s: float = 120.0
     api_keys: frozenset[str] = frozenset()
+
+    @property
+    def serves_any(self) -> bool:
+        """Whether a request for some model would be answered, or start its engine."""
+        return any(pool.endpoints for pool in self.pools.values()) or all(pool.is_lazy for pool in self.pools.values())

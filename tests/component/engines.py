@@ -54,6 +54,7 @@ class FakeEngine:
 class Fetched:
     folder: Path
     weight_bytes: int = GIB
+    note: str = ""
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Bench:
     reconciler: Reconciler
     engines: list[FakeEngine]
     realised: list[int]
-    rounds: list[tuple[str, bool]]
+    rounds: list[tuple[str, bool, bool]]
     events: Events
     fetched: list[str] = field(default_factory=list)
     numbers: itertools.count = field(default_factory=lambda: itertools.count(1))
@@ -102,7 +103,7 @@ async def bench(budget_bytes=1000 * GIB):
     events = Events()
     async with asyncio.TaskGroup() as tasks:
         world = World(build, fetch, asyncio.get_running_loop().time, lambda: 0.5)
-        listener = Listener(lambda g: realised.append(g.number), lambda text, busy: rounds.append((text, busy)))
+        listener = Listener(lambda g: realised.append(g.number), lambda text, busy, up: rounds.append((text, busy, up)))
         reconciler = Reconciler(world, events, tasks, Server(), budget_bytes, listener)
         running = tasks.create_task(reconciler.run())
         yield Bench(reconciler, engines, realised, rounds, events, fetched)

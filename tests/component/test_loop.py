@@ -195,10 +195,10 @@ async def test_busy_is_said_around_a_reload_and_only_then():
         await b.settled(b.submit(a={}))
         b.rounds.clear()
         await b.settled(b.submit(a={"max_num_seqs": 2}))
-        busy = [is_busy for _, is_busy in b.rounds]
+        busy = [is_busy for _, is_busy, _ in b.rounds]
         assert busy[0]
         assert not busy[-1]
-        assert b.rounds[-1][0] == "generation 2, 1 engines ready"
+        assert b.rounds[-1][0] == "generation 2, engines ready: 1"
 
 
 async def test_a_waiter_whose_deadline_passes_hears_that_it_is_not_over():
@@ -223,3 +223,13 @@ async def test_followers_hear_state_changes_in_order():
             if event.name == "engine.changed_state":
                 break
         assert heard.index("manifest.was_accepted") < heard.index("source.fetch_progressed") < heard.index("engine.was_started")
+
+
+async def test_not_up_until_one_model_is_served():
+    async with bench() as b:
+        b.submit(a=source("broken"))
+        await asyncio.sleep(600)
+        assert not any(is_up for _, _, is_up in b.rounds)
+        assert b.rounds[-1][0] == "generation 1, engines ready: 0; a: exited with code 1"
+        await b.settled(b.submit(a=source("broken"), c={}))
+        assert b.rounds[-1][1:] == (False, True)

@@ -102,7 +102,7 @@ async def test_named_tool_is_called_with_its_parameters(client):
     )
     (call,) = answer.choices[0].message.tool_calls
     assert call.function.name == "get_weather"
-    assert isinstance(json.loads(call.function.arguments)["city"], str)
+    assert "Paris" in call.function.arguments
 
 
 async def test_completions_responses_and_tokenize(client, daemon):
