@@ -50,11 +50,20 @@ class Launch:
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "axiond.engine.server")
 
 
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """How a ready engine is watched: it is hung after *misses* probes in a row without an answer. Patient, for busy machines."""
+
+    interval_s: float = 10.0
+    timeout_s: float = 30.0
+    misses: int = 3
+
+
 class ProcessEngine:
     """An engine under its own host process, in a private folder that nothing outlives."""
 
-    def __init__(self, launch: Launch, on_line: Callable[[str], None] = lambda _line: None) -> None:
-        self._launch, self._on_line = launch, on_line
+    def __init__(self, launch: Launch, on_line: Callable[[str], None] = lambda _line: None, liveness: Liveness = Liveness()) -> None:
+        self._launch, self._on_line, self._liveness = launch, on_line, liveness
         self._folder = launch.runtime_dir.absolute() / ENGINES / secrets.token_hex(4)
         self._socket = self._folder / "s"
         self._output = Output()
@@ -97,7 +106,16 @@ class ProcessEngine:
 
     async def wait(self) -> str:
         assert self._life, "wait() before start()"
-        return await asyncio.shield(self._life)
+        watching = asyncio.create_task(self._until_hung(), name=f"health of {self._launch.key}")
+        try:
+            await asyncio.wait({self._life, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+        if self._life.done():
+            return self._life.result()
+        await self.stop()
+        return f"hung: {self._liveness.misses} health probes in a row had no answer"
 
     async def stop(self) -> None:
         if self._life is None:
@@ -196,6 +214,18 @@ class ProcessEngine:
             await asyncio.wait({task})
         cause = "".join(f": {line}" for line in self._output.errors[:1])
         raise EngineStartError(str(self._launch.key), f"{self._life.result()} before it was ready{cause}", self.tail)
+
+    async def _until_hung(self) -> None:
+        misses, watch = 0, self._liveness
+        timeout = aiohttp.ClientTimeout(watch.timeout_s)
+        while misses < watch.misses:
+            await asyncio.sleep(watch.interval_s)
+            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._socket)), timeout=timeout) as http:
+                try:
+                    is_healthy = await served_names(http, self.endpoint.base_url) is not None
+                except (aiohttp.ClientError, TimeoutError, ValueError):
+                    is_healthy = False
+            misses = 0 if is_healthy else misses + 1
 
     async def _until_ready(self, http: aiohttp.ClientSession) -> None:
         endpoint = self.endpoint

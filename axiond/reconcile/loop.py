@@ -29,7 +29,8 @@ class Listener:
     Who wants to hear what.
 
     *realised*: a generation whose engines are all ready, the last good manifest. *round_ended*: a sentence that says what
-    is going on, whether something is on its way, and whether any model is served. *change_ended*: a manifest's outcome and the seconds it took.
+    is going on, whether something is on its way, and whether any model is served. *change_ended*: a manifest's outcome
+    and the seconds it took.
     """
 
     realised: Callable[[Generation], None] = lambda _generation: None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from axiond.engine.process import Launch, ProcessEngine
+from axiond.engine.process import Launch, Liveness, ProcessEngine
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 
@@ -30,11 +30,12 @@ async def build(runtime_dir: Path, tmp_path: Path) -> AsyncIterator[Build]:
     """Make engines on the fake one; whatever still runs at the end of the test is stopped."""
     engines = []
 
-    def make(command: tuple[str, ...] = FAKE, on_line: Callable[[str], None] = lambda _line: None, **fields: Any) -> ProcessEngine:
+    def make(command: tuple[str, ...] = FAKE, **fields: Any) -> ProcessEngine:
+        on_line, liveness = fields.pop("on_line", lambda _line: None), fields.pop("liveness", Liveness())
         arguments = fields.pop("engine_args", {})
         spec = ModelSpec(source="/model", engine_args=arguments, **fields)
         launch = Launch(EngineKey("m", spec.digest()), "m", spec, tmp_path, runtime_dir, tmp_path, command=command)
-        engines.append(ProcessEngine(launch, on_line))
+        engines.append(ProcessEngine(launch, on_line, liveness))
         return engines[-1]
 
     yield make

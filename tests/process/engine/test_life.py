@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from axiond.engine.process import ProcessEngine, clean_leftovers, memory_bytes
+from axiond.engine.process import Liveness, ProcessEngine, clean_leftovers, memory_bytes
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import GoldenPrompt
 from tests.fakes.remains import all_ended, folder_of, remains
@@ -32,6 +33,29 @@ async def test_it_is_ready_and_stops(build: Build) -> None:
     assert await engine.wait() == "was stopped"
     assert engine.pids == ()
     assert remains(folder_of(engine.endpoint), pids) == {}
+
+
+async def test_an_engine_that_hangs_is_ended_and_says_so(build: Build) -> None:
+    engine = build(liveness=Liveness(interval_s=0.05, timeout_s=0.2, misses=2))
+    await engine.start()
+    pids = engine.pids
+    os.kill(pids[1], signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        assert await engine.wait() == "hung: 2 health probes in a row had no answer"
+    assert remains(folder_of(engine.endpoint), pids) == {}
+
+
+async def test_an_engine_that_answers_again_is_left_alone(build: Build) -> None:
+    engine = build(liveness=Liveness(interval_s=0.05, timeout_s=0.2, misses=1000))
+    await engine.start()
+    waiting = asyncio.create_task(engine.wait())
+    os.kill(engine.pids[1], signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.5)
+    os.kill(engine.pids[1], signal.SIGCONT)
+    assert await health(engine) == 200
+    await engine.stop()
+    assert await waiting == "was stopped"
 
 
 async def test_stopping_twice_at_once_and_again_is_one_stop(build: Build) -> None:
