@@ -2,7 +2,11 @@
 What a proxy in front of an engine costs: axiond's gateway beside nginx, LiteLLM's proxy and a bare aiohttp pass-through.
 
 The proxy has one core, the stub engine and the load share another. Every round visits every proxy; figures are medians
-of rounds. Only axiond and nginx reach the stub over a Unix socket. LiteLLM does not start without a key, so it checks one.
+of rounds. How a proxy reaches the stub matters: `aiohttp`, `axiond-tcp` and LiteLLM use TCP, as does the load without a
+proxy; `aiohttp-unix`, `axiond` (as it is deployed) and nginx use a Unix socket, which is cheaper and lets chunks merge. So
+each is compared with the bare one of its kind, and negative latencies are that difference. The load's core limits nginx
+and the runs without a proxy. LiteLLM does not start without a key, so it checks one.
+
 `python bench/gateway.py --litellm --write` makes `bench/results/gateway.md`, on an idle machine.
 """
 
@@ -37,17 +41,19 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 from http_load import load, request, serve_stub
 
-PORTS = {"direct": 18100, "nginx": 18101, "aiohttp": 18102, "axiond": 18103, "litellm": 18104}
+PORTS = {"direct": 18100, "nginx": 18101, "aiohttp": 18102, "axiond": 18103, "litellm": 18104, "axiond-tcp": 18105, "aiohttp-unix": 18106}
+OVER_UNIX = frozenset(("aiohttp-unix", "axiond", "nginx"))
 CONNECTIONS = 32
 WIDTH = 110
+NOTE = (__doc__ or "").split("\n\n")[1]
 ROOT = Path(__file__).parents[1]
 LITELLM_VENV = ROOT / "build" / "litellm"
 PROXY_CORE, LOAD_CORE = "1", "0"
 LITELLM_KEY = f"sk-{secrets.token_hex(16)}"  # it does not start without one
 
 
-async def serve_bare() -> None:
-    """The least an aiohttp proxy can do: read the body, parse it, forward it over TCP, with no log, metric or retry."""
+async def serve_bare(name: str, folder: Path) -> None:
+    """The least an aiohttp proxy can do: read the body, parse it, forward it, with no log, metric or retry."""
     target = f"http://127.0.0.1:{PORTS['direct']}"
 
     async def forward(asked: web.Request) -> web.StreamResponse:
@@ -61,16 +67,18 @@ async def serve_bare() -> None:
             await response.write_eof()
             return response
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    is_unix = name.endswith("-unix")
+    connector = aiohttp.UnixConnector(str(folder / "stub.sock"), limit=0) if is_unix else aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", forward)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", PORTS["aiohttp"]).start()
+        await web.TCPSite(runner, "127.0.0.1", PORTS[name]).start()
         await asyncio.Event().wait()
 
 
-async def serve_axiond(folder: Path) -> None:
+async def serve_axiond(name: str, folder: Path) -> None:
     """The gateway as the daemon runs it: metrics on, one JSON line in the log for each request."""
     from axiond import log  # only this child needs it
     from axiond.engine.engine import Endpoint
@@ -81,12 +89,13 @@ async def serve_axiond(folder: Path) -> None:
     from axiond.routing.router import Router
     from axiond.routing.table import Pool, RouteTable
 
-    with (folder / "access.log").open("wb") as file:
+    with (folder / f"{name}.log").open("wb") as file:
         log.configure("info", "json", file=file)
         router = Router(lambda: None)
-        endpoint = Endpoint(EngineKey("m", "d"), "m", socket=folder / "stub.sock")
+        socket = None if name.endswith("-tcp") else folder / "stub.sock"
+        endpoint = Endpoint(EngineKey("m", "d"), "m", f"http://127.0.0.1:{PORTS['direct']}", socket)
         router.publish(RouteTable(1, {"m": Pool("m", ModelSpec(source="/m"), (endpoint,))}, {"m": "m"}))
-        async with serve_rest(router, Server(listen=f"127.0.0.1:{PORTS['axiond']}"), Metrics(router)):
+        async with serve_rest(router, Server(listen=f"127.0.0.1:{PORTS[name]}"), Metrics(router)):
             await asyncio.Event().wait()
 
 
@@ -215,7 +224,7 @@ def rows(figures: dict[tuple[str, bool], Figures]) -> list[dict[str, object]]:
     """One row for each proxy and mode; latency is what it adds to asking the stub directly in the same round."""
     made: list[dict[str, object]] = []
     for (name, is_stream), figure in figures.items():
-        direct, bare = figures["direct", is_stream], figures["aiohttp", is_stream]
+        direct, bare = figures["direct", is_stream], figures["aiohttp-unix" if name in OVER_UNIX else "aiohttp", is_stream]
         p50 = statistics.median(ours - theirs for ours, theirs in zip(figure.p50s, direct.p50s, strict=True))
         p99 = statistics.median(ours - theirs for ours, theirs in zip(figure.p99s, direct.p99s, strict=True))
         share = statistics.median(ours / theirs for ours, theirs in zip(figure.rates, bare.rates, strict=True))
@@ -265,13 +274,13 @@ def main() -> None:
     parser.add_argument("--litellm", action="store_true", help="measure LiteLLM's proxy too; installs it into build/")
     parser.add_argument("--only", nargs="+", help="measure only these proxies")
     parser.add_argument("--write", action="store_true", help="write bench/results/gateway.md")
-    parser.add_argument("--child", choices=("stub", "aiohttp", "axiond"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("stub", *PORTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     children: dict[str, Callable[[], object]] = {
         "stub": lambda: serve_stub(PORTS["direct"], str(options.folder / "stub.sock")),
-        "aiohttp": serve_bare,
-        "axiond": lambda: serve_axiond(options.folder),
+        **{name: lambda: serve_bare(options.child, options.folder) for name in ("aiohttp", "aiohttp-unix")},
+        **{name: lambda: serve_axiond(options.child, options.folder) for name in ("axiond", "axiond-tcp")},
     }
     if options.child:
         uvloop.run(children[options.child]())  # type: ignore[arg-type]
@@ -290,7 +299,7 @@ def compare(options: argparse.Namespace) -> None:
         def child(kind: str) -> list[str]:
             return [sys.executable, str(Path(__file__).absolute()), "--child", kind, "--folder", name]
 
-        proxies = {"aiohttp": child("aiohttp"), "axiond": child("axiond")}
+        proxies = {name: child(name) for name in ("aiohttp", "aiohttp-unix", "axiond-tcp", "axiond")}
         if shutil.which("nginx"):
             proxies["nginx"] = nginx_command(folder)
         else:
@@ -298,7 +307,9 @@ def compare(options: argparse.Namespace) -> None:
         if options.litellm:
             install_litellm()
             proxies["litellm"] = litellm_command(folder)
-        proxies = {kind: command for kind, command in proxies.items() if not options.only or kind in (*options.only, "aiohttp")}
+        proxies = {
+            kind: command for kind, command in proxies.items() if not options.only or kind in (*options.only, "aiohttp", "aiohttp-unix")
+        }
         processes = {"direct": stack.enter_context(running("direct", child("stub"), LOAD_CORE, folder))}
         for kind, command in proxies.items():
             processes[kind] = stack.enter_context(running(kind, command, PROXY_CORE, folder))
@@ -315,7 +326,7 @@ def report(made: list[dict[str, object]], options: argparse.Namespace) -> None:
         lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
         target = ROOT / "bench" / "results" / "gateway.md"
         target.write_text(
-            f"# Gateway\n\n```\n{text.export_text()}```\n\n{lines}\n- rounds: {options.rounds} of {options.seconds:g} s each\n"
+            f"# Gateway\n\n{NOTE}\n\n```\n{text.export_text()}```\n\n{lines}\n- rounds: {options.rounds} of {options.seconds:g} s each\n"
         )
     print(json.dumps({"bench": "gateway", **facts, "rows": made}))
 
