@@ -10,7 +10,7 @@ INSTALL_PYTHON ?= $(or $(PYTHON),$(firstword $(wildcard /usr/bin/python3.11 /usr
 .PHONY: install
 install: $(ROOT_STAMP) ## install under /opt/axiond with a systemd unit (as root; DESTDIR= and PREFIX= are honoured)
 	@umask 022; $(DESTDIR)$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
-	@$(if $(DESTDIR),sed -i '1s|^#!$(DESTDIR)|#!|' $$(grep -lI '^#!$(DESTDIR)/' $(DESTDIR)$(PREFIX)/bin/*))
+	@$(if $(DESTDIR),sed -i '1s|^#!$(DESTDIR)|#!|' $$(grep -lI -d skip '^#!$(DESTDIR)/' $(DESTDIR)$(PREFIX)/bin/*))
 	@install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/axiond README.md LICENSE
 	@install -D -m 644 systemd/axiond.sysusers $(LOCAL_LIB)/sysusers.d/axiond.conf
 	@install -D -m 644 systemd/axiond.tmpfiles $(LOCAL_LIB)/tmpfiles.d/axiond.conf
