@@ -15,6 +15,7 @@ from axiond.routing.router import Router
 # vLLM closes a connection after 5 idle seconds; ours has to go first, or a request is sent into a closing one.
 KEEPALIVE_TIMEOUT_S = 3.0
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=3600.0)
+HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 MAX_PLAIN_BYTES = 2**20
 DYING = frozenset({502, 503, 504})
 
@@ -48,7 +49,7 @@ class Upstreams:
             response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as exc:
             raise EngineError(str(endpoint.key), f"did not answer: {exc or type(exc).__name__}") from exc
-        if response.status in DYING:
+        if response.status in DYING or (response.status == 500 and not await _is_healthy(session, endpoint)):
             response.close()
             raise EngineError(str(endpoint.key), f"answered {response.status}")
         return response
@@ -61,6 +62,15 @@ class Upstreams:
         closing = [self._sessions.pop(known) for known in gone if known != endpoint]
         await asyncio.gather(*(old.close() for old in closing))
         return session
+
+
+async def _is_healthy(session: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
+    """vLLM answers 500 both for a request that it cannot do and when its EngineCore is dead; its health tells them apart."""
+    try:
+        async with session.get(_url(endpoint.base_url + "/health"), timeout=HEALTH_TIMEOUT) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError):
+        return False
 
 
 @lru_cache(maxsize=256)

@@ -32,6 +32,7 @@ async def error_of(answer: aiohttp.ClientResponse) -> dict[str, Any]:
         pytest.param(("--fail-requests", "1"), id="cuts-the-connection"),
         pytest.param(("--reject", "502"), id="502"),
         pytest.param(("--reject", "503"), id="503"),
+        pytest.param(("--reject", "500", "--fail-probe"), id="500-of-a-dead-core"),
         pytest.param(("--die-after-tokens", "0"), id="dies-before-the-first-token"),
     ],
 )
