@@ -173,7 +173,7 @@ class Control:
             models=self._models(),
             engines=tuple(map(self._engine, records)),
             sources=tuple(
-                SourceReport(source=source, state=record.view.state, reason=record.view.reason, weight_bytes=record.view.weight_bytes)
+                SourceReport(source=str(source), state=record.view.state, reason=record.view.reason, weight_bytes=record.view.weight_bytes)
                 for source, record in sorted(reconciler.executor.sources.items())
             ),
             rejection=reconciler.rejection,

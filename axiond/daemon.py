@@ -32,7 +32,7 @@ from axiond.notify import Notifier
 from axiond.reconcile.execute import Fetched, World
 from axiond.reconcile.generation import Generation
 from axiond.reconcile.loop import Listener, Reconciler
-from axiond.reconcile.state import EngineKey
+from axiond.reconcile.state import EngineKey, SourceKey
 from axiond.resources.budget import budget_bytes
 from axiond.resources.cores import cores_of
 from axiond.sources.fetch import Progress, fetch
@@ -192,9 +192,8 @@ class _Daemon:
         )
         return ProcessEngine(launch, lambda line: structlog.get_logger().debug(log.ENGINE_PRINTED, key=str(key), line=line))
 
-    async def _fetch(self, source: str, on_progress: Callable[[str], None]) -> Fetched:
-        spec = self._reconciler.spec_with_source(source)
-        return await fetch(spec.source, spec.revision, self._server.state_dir, _in_words(on_progress))
+    async def _fetch(self, key: SourceKey, on_progress: Callable[[str], None]) -> Fetched:
+        return await fetch(key.source, key.revision, self._server.state_dir, _in_words(on_progress))
 
     def _admin_socket(self) -> Path:
         return self._server.admin_socket or self._server.runtime_dir / "admin.sock"

@@ -40,6 +40,7 @@ CONDITION_CHANGED: Final = "condition.changed"
 ACTION_FAILED: Final = "action.failed"
 
 ENGINE_CHANGED_STATE: Final = "engine.changed_state"
+ENGINE_FAILED_UNEXPECTEDLY: Final = "engine.failed_unexpectedly"
 ENGINE_WAS_STARTED: Final = "engine.was_started"
 ENGINE_BECAME_READY: Final = "engine.became_ready"
 ENGINE_FAILED_TO_START: Final = "engine.failed_to_start"

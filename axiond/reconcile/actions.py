@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass
 
-from axiond.reconcile.state import EngineKey, Published
+from axiond.reconcile.state import EngineKey, Published, SourceKey
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
     """Bring a source onto this machine."""
 
-    source: str
+    source: SourceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a source that nothing wants any more, and stop bringing it."""
+
+    source: SourceKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +24,7 @@ class Start:
     """Spawn an engine and prove it: ready probe, then golden prompt. The rest is what its record has to remember."""
 
     key: EngineKey
-    source: str
+    source: SourceKey
     generation: int
     memory_bytes: int
 
@@ -74,5 +81,5 @@ class Reject:
     reason: str
 
 
-EngineAction = Fetch | Start | Drain | Resume | Stop | GiveUp | Forget
+EngineAction = Fetch | Drop | Start | Drain | Resume | Stop | GiveUp | Forget
 Action = EngineAction | Publish | Reject

@@ -13,7 +13,7 @@ from axiond.errors import EngineError, IllegalTransition, SourceError
 from axiond.events import Events
 from axiond.reconcile import actions as do
 from axiond.reconcile.backoff import failures_after_exit, retry_delay_s
-from axiond.reconcile.state import TRANSITIONS, EngineKey, EngineState, EngineView, SourceState, SourceView
+from axiond.reconcile.state import TRANSITIONS, EngineKey, EngineState, EngineView, SourceKey, SourceState, SourceView
 
 
 class Fetched(Protocol):
@@ -34,7 +34,7 @@ class World:
     """What the executor needs from outside: engines, sources, the clock and chance."""
 
     build_engine: Callable[[EngineKey, Path], Engine]
-    fetch: Callable[[str, Callable[[str], None]], Awaitable[Fetched]]
+    fetch: Callable[[SourceKey, Callable[[str], None]], Awaitable[Fetched]]
     now: Callable[[], float]
     jitter: Callable[[], float]
 
@@ -81,17 +81,22 @@ class SourceRecord:
     folder: Path = Path()
     bringing: asyncio.Task[None] | None = None
 
+    def is_lost(self) -> bool:
+        return self.view.state is SourceState.FAILED or (self.view.state is SourceState.READY and not self.folder.exists())
+
 
 class Executor:
     def __init__(self, world: World, events: Events, wake: Callable[[], None], tasks: asyncio.TaskGroup) -> None:
         self.engines: dict[EngineKey, EngineRecord] = {}
-        self.sources: dict[str, SourceRecord] = {}
+        self.sources: dict[SourceKey, SourceRecord] = {}
         self._world, self._events, self._wake, self._tasks = world, events, wake, tasks
 
     def execute(self, action: do.EngineAction) -> None:
         match action:
             case do.Fetch(source):
                 self._fetch(source)
+            case do.Drop(source):
+                self._drop(source)
             case do.Start():
                 self._start(action)
             case do.Drain(key):
@@ -100,6 +105,7 @@ class Executor:
                 self._become(key, EngineState.READY, "wanted again")
             case do.Stop(key, reason):
                 self._become(key, EngineState.STOPPING, reason)
+                self._cancel(self.engines[key].life)
                 self._tasks.create_task(self._stop(self.engines[key]), name=f"stop {key}")
             case do.GiveUp(key):
                 self._become(key, EngineState.FAILED, self.engines[key].reason)
@@ -108,16 +114,16 @@ class Executor:
             case _:
                 assert_never(action)
 
-    def forget_failed_sources(self) -> None:
-        """A changed manifest is a new chance for every source."""
-        for source in [s for s, record in self.sources.items() if record.view.state is SourceState.FAILED]:
-            del self.sources[source]
+    def forget_lost_sources(self) -> None:
+        """A changed manifest is a new chance for every source that failed or has gone since."""
+        for source, record in list(self.sources.items()):
+            if record.is_lost():
+                del self.sources[source]
 
     async def stop_all(self) -> None:
         """End every engine and fetch at once, for shutdown."""
         for source in self.sources.values():
-            if source.bringing is not None:
-                source.bringing.cancel()
+            self._cancel(source.bringing)
         async with asyncio.TaskGroup() as group:
             for record in self.engines.values():
                 group.create_task(_end(record))
@@ -146,6 +152,10 @@ class Executor:
         except EngineError as exc:
             self._fail(record, exc.problem, exc.tail, was_ready_for_s=0.0)
             return
+        except Exception as exc:  # a bug; it costs this engine, not the daemon
+            self._events.emit(log.ENGINE_FAILED_UNEXPECTEDLY, level="exception", key=str(record.key))
+            self._fail(record, f"failed unexpectedly: {exc!r}", record.engine.tail, was_ready_for_s=0.0)
+            return
         self._become(record.key, EngineState.READY)
         ready_at = self._world.now()
         how = await record.engine.wait()
@@ -170,29 +180,43 @@ class Executor:
         del self.engines[key]
         self._wake()
 
-    def _fetch(self, source: str) -> None:
+    def _drop(self, source: SourceKey) -> None:
+        self._cancel(self.sources.pop(source).bringing)
+
+    @staticmethod
+    def _cancel(task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            task.cancel()
+
+    def _fetch(self, source: SourceKey) -> None:
         failures = self.sources[source].view.failures if source in self.sources else 0
         record = self.sources[source] = SourceRecord(SourceView(SourceState.FETCHING, failures=failures))
         record.bringing = self._tasks.create_task(self._bring(source, record), name=f"fetch {source}")
 
-    async def _bring(self, source: str, record: SourceRecord) -> None:
+    async def _bring(self, source: SourceKey, record: SourceRecord) -> None:
         failures = record.view.failures + 1
 
         def progressed(text: str) -> None:
             record.view = SourceView(SourceState.FETCHING, text, failures=failures - 1)
-            self._events.emit(log.SOURCE_FETCH_PROGRESSED, source=source, progress=text)
+            self._events.emit(log.SOURCE_FETCH_PROGRESSED, source=str(source), progress=text)
             self._wake()
 
         try:
             fetched = await self._world.fetch(source, progressed)
         except SourceError as exc:
-            retry_at = self._world.now() + retry_delay_s(failures, self._world.jitter())
-            record.view = SourceView(SourceState.FAILED, exc.problem, retry_at=retry_at, failures=failures)
-            self._events.emit(log.SOURCE_FETCH_FAILED, level="error", source=source, problem=exc.problem)
+            self._lose(source, record, exc.problem, failures)
+        except Exception as exc:  # a bug; it costs this source, not the daemon
+            self._events.emit(log.SOURCE_FETCH_FAILED, level="exception", source=str(source), problem=repr(exc))
+            self._lose(source, record, f"failed unexpectedly: {exc!r}", failures)
         else:
             record.folder = fetched.folder
             record.view = SourceView(SourceState.READY, fetched.note, fetched.weight_bytes)
         self._wake()
+
+    def _lose(self, source: SourceKey, record: SourceRecord, problem: str, failures: int) -> None:
+        retry_at = self._world.now() + retry_delay_s(failures, self._world.jitter())
+        record.view = SourceView(SourceState.FAILED, problem, retry_at=retry_at, failures=failures)
+        self._events.emit(log.SOURCE_FETCH_FAILED, level="error", source=str(source), problem=problem)
 
 
 async def _end(record: EngineRecord) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from axiond.manifest.spec import Manifest, ModelSpec
-from axiond.reconcile.state import EngineKey, ModelTarget, Target
+from axiond.reconcile.state import EngineKey, ModelTarget, SourceKey, Target
 from axiond.resources.budget import fixed_bytes
 
 
@@ -25,16 +25,11 @@ class Generation:
         return self.manifest.models[key.model] if model and model.digest == key.digest else None
 
 
-def source_key(spec: ModelSpec) -> str:
-    """A source and its revision as one string, the way people write it."""
-    return f"{spec.source}@{spec.revision}" if spec.revision else spec.source
-
-
 def model_target(name: str, spec: ModelSpec) -> ModelTarget:
     return ModelTarget(
         name=name,
         digest=spec.digest(),
-        source=source_key(spec),
+        source=SourceKey(spec.source, spec.revision),
         replicas=spec.replicas,
         is_lazy=spec.load == "lazy",
         priority=spec.priority,

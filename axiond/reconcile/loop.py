@@ -15,7 +15,7 @@ from axiond.manifest.spec import Change, Manifest, ModelSpec, Server
 from axiond.reconcile.actions import Publish, Reject
 from axiond.reconcile.conditions import Facts, conditions, troubles, unserved, unsettled
 from axiond.reconcile.execute import Executor, World
-from axiond.reconcile.generation import Generation, source_key
+from axiond.reconcile.generation import Generation
 from axiond.reconcile.plan import next_wake_s, plan
 from axiond.reconcile.state import EngineKey, EngineState, Observed, Published
 from axiond.reconcile.tables import route_table
@@ -86,7 +86,7 @@ class Reconciler:
         self._new_number(etag)
         self.refusal, self.rejection = "", None
         self.desired = Generation.of(self.newest_number, etag, manifest)
-        self.executor.forget_failed_sources()
+        self.executor.forget_lost_sources()
         self._events.emit(log.MANIFEST_WAS_ACCEPTED, generation=self.newest_number, models=len(manifest.models))
         return self.newest_number
 
@@ -130,6 +130,8 @@ class Reconciler:
         """How generation *number* ended, or the newer one that overtook it."""
         number = max(number, self.newest_number)
         message = self.refusal or (f"{self.rejection.model}: {self.rejection.reason}" if self.rejection else "")
+        if not message and self._ended_number < number:
+            message = "accepted, and not in force yet"
         is_realised = not message and self.serving is not None and not unserved(self.observe())
         if not message and not is_realised:
             message = "not every model is served: " + ", ".join(unserved(self.observe()))
@@ -152,11 +154,6 @@ class Reconciler:
                 return spec
         raise KeyError(str(key))
 
-    def spec_with_source(self, source: str) -> ModelSpec:
-        """Any spec that has this source, see `source_key()`."""
-        generations = [generation for generation in (self.desired, self.serving) if generation]
-        return next(spec for generation in generations for spec in generation.manifest.models.values() if source_key(spec) == source)
-
     def restart_fields(self) -> tuple[str, ...]:
         """Settings in the wanted manifest that only a restart of the daemon brings into force."""
         if self.desired is None:
@@ -168,8 +165,8 @@ class Reconciler:
         return self.executor.engines[key].engine.endpoint
 
     def _round(self, desired: Generation) -> float | None:
-        self._demanded = self.router.demanded
-        actions = plan(desired.target, self.observe(), self._world.now())
+        self._demanded, now = self.router.demanded, self._world.now()
+        actions = plan(desired.target, self.observe(), now)
         for action in actions:
             match action:
                 case Publish(routing):
@@ -178,12 +175,12 @@ class Reconciler:
                     self._reject(action)
                 case _:
                     self.executor.execute(action)
-        timeout_s = self._close_round()
+        timeout_s = self._close_round(now)
         return 0.0 if actions else timeout_s
 
-    def _close_round(self) -> float | None:
+    def _close_round(self, now: float) -> float | None:
         assert self.desired is not None
-        observed, now = self.observe(), self._world.now()
+        observed = self.observe()
         self._refresh_table(observed, now)
         facts = Facts(self.desired.target, observed, self.newest_number, self.refusal, self.rejection, self.restart_fields())
         before, self.conditions = self.conditions, conditions(self.conditions, facts, datetime.now(UTC))
@@ -264,7 +261,7 @@ class Reconciler:
 
     def _has_failures(self) -> bool:
         engines, sources = self.executor.engines.values(), self.executor.sources.values()
-        return any(e.failures and e.state is not EngineState.READY for e in engines) or any(s.view.failures for s in sources)
+        return any(e.failures and e.state is not EngineState.READY for e in engines) or any(s.is_lost() for s in sources)
 
     def _new_number(self, etag: str) -> None:
         now = self._world.now()

@@ -6,10 +6,10 @@ generation keeps the requests. A candidate that cannot be realised is rejected, 
 generation as desired is the rollback.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from axiond.reconcile.actions import Action, Drain, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
+from axiond.reconcile.actions import Action, Drain, Drop, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
 from axiond.reconcile.backoff import MOST_FAILURES
 from axiond.reconcile.state import (
     EngineKey,
@@ -18,6 +18,7 @@ from axiond.reconcile.state import (
     ModelTarget,
     Observed,
     Published,
+    SourceKey,
     SourceState,
     Target,
 )
@@ -45,11 +46,15 @@ def plan(desired: Target, observed: Observed, now: float) -> tuple[Action, ...]:
     routing = view.routing()
     publish = (Publish(routing),) if routing != observed.published else ()
     routed = {key for keys in routing.endpoints.values() for key in keys}
-    return (*publish, *view.upkeep(routing, routed), *starts)
+    return (*publish, *view.upkeep(routing, routed), *starts, *view.drops())
 
 
 def next_wake_s(observed: Observed, desired: Target, now: float) -> float | None:
-    """Seconds until time alone makes something due; None when only an event can. What is due already was planned or is not wanted."""
+    """
+    Seconds until time alone makes something due; None when only an event can.
+
+    *now* must be the time that `plan()` was given: what was due by then was planned, or is not wanted.
+    """
     due = [view.retry_at for view in observed.engines.values() if view.state is EngineState.BACKOFF]
     due += [view.retry_at for view in observed.sources.values() if view.state is SourceState.FAILED]
     for view in observed.engines.values():
@@ -71,7 +76,7 @@ def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]
     holding = {key: view for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
     if any(key not in wanted or view.state in LEAVING for key, view in holding.items()):
         return {}
-    used = sum(view.memory_bytes for view in holding.values())
+    used = held_bytes(observed, wanted)
     found = {}
     for key in wanted:
         source = observed.sources.get(desired.models[key.model].source)
@@ -85,8 +90,22 @@ def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]
     return found
 
 
+def held_bytes(observed: Observed, wanted: Collection[EngineKey]) -> int:
+    """Memory that is taken: by engines that run, and by wanted ones that are about to run again."""
+    return sum(
+        view.memory_bytes
+        for key, view in observed.engines.items()
+        if view.state in HOLDS_MEMORY or (view.state is EngineState.BACKOFF and key in wanted)
+    )
+
+
 def lack_of_memory(lacking_bytes: int, budget_bytes: int) -> str:
     return f"does not fit: {lacking_bytes / 2**30:.1f} GiB more than the memory budget of {budget_bytes / 2**30:.1f} GiB"
+
+
+def is_troubled(view: EngineView) -> bool:
+    """Whether an engine has failed and is not back yet."""
+    return view.state in FAILING or (view.state is EngineState.STARTING and view.failures > 0)
 
 
 def memory_bytes(model: ModelTarget, observed: Observed) -> int:
@@ -134,15 +153,16 @@ class _Round:
 
     def starts(self) -> Iterator[Action]:
         """
-        Fetch and start what is wanted, as far as memory reaches.
+        Fetch and start what is wanted, as far as memory reaches, and crashed engines that serve until the flip.
 
         What does not fit waits until all else is proven; only then has a serving engine to yield for it.
         """
-        used = sum(view.memory_bytes for view in self.observed.engines.values() if view.state in HOLDS_MEMORY)
-        fetching: set[str] = set()
+        used = held_bytes(self.observed, self.wanted)
+        fetching: set[SourceKey] = set()
         is_proving = any(self.state(key) is EngineState.STARTING for key in self.gating)
-        for key in self.wanted:
-            model = self.desired.models[key.model]
+        homeless: tuple[EngineKey, int] | None = None
+        for key in (*self.wanted, *self._crashed_until_flip()):
+            model = self._model_of(key)
             if not self._may_start(key):
                 continue
             if not self._has_source(model):
@@ -152,14 +172,27 @@ class _Round:
                     yield Fetch(model.source)
                 continue
             estimate = memory_bytes(model, self.observed)
-            needed = used + estimate - self.observed.budget_bytes
-            if needed <= 0:
-                used += estimate
+            more = 0 if key in self.observed.engines and key in self.wanted else estimate
+            if used + more <= self.observed.budget_bytes:
+                used += more
                 is_proving |= key in self.gating
                 yield Start(key, model.source, self.desired.generation, estimate)
-            elif key in self.gating and not is_proving:
-                self._make_room(key, needed)
-                return
+            elif key in self.gating:
+                homeless = homeless or (key, used + more - self.observed.budget_bytes)
+        if homeless and not is_proving:
+            self._make_room(*homeless)
+
+    def drops(self) -> Iterator[Action]:
+        """Sources that neither generation names."""
+        named = {model.source for target in (self.desired, self.serving) for model in target.models.values()}
+        yield from (Drop(source) for source in self.observed.sources if source not in named)
+
+    def _crashed_until_flip(self) -> list[EngineKey]:
+        return sorted(key for key in self.serving_keys.difference(self.wanted) if self.state(key) is EngineState.BACKOFF)
+
+    def _model_of(self, key: EngineKey) -> ModelTarget:
+        target = self.desired if key in self.wanted else self.serving
+        return target.models[key.model]
 
     def _may_start(self, key: EngineKey) -> bool:
         view = self.observed.engines.get(key)
@@ -177,6 +210,11 @@ class _Round:
 
     def _make_room(self, key: EngineKey, needed: int) -> None:
         """Choose serving engines that stop so that *key* can start; they are started again if it fails."""
+        total = sum(self._bytes_of(wanted) for wanted in self.wanted)
+        if total > self.observed.budget_bytes:
+            reason = lack_of_memory(total - self.observed.budget_bytes, self.observed.budget_bytes)
+            self.over_budget = Reject(self.desired.generation, key.model, reason)
+            return
         holding = {k: v for k, v in self.observed.engines.items() if v.state in HOLDS_MEMORY and k not in self.wanted}
         freed = sum(view.memory_bytes for k, view in holding.items() if k not in self.serving_keys)
         order = sorted(
@@ -188,9 +226,10 @@ class _Round:
                 break
             freed += holding[victim].memory_bytes
             self.yielding.add(victim)
-        if freed < needed:
-            reason = lack_of_memory(needed - freed, self.observed.budget_bytes)
-            self.over_budget = Reject(self.desired.generation, key.model, reason)
+
+    def _bytes_of(self, key: EngineKey) -> int:
+        view = self.observed.engines.get(key)
+        return view.memory_bytes if view and view.state in HOLDS_MEMORY else memory_bytes(self._model_of(key), self.observed)
 
     def routing(self) -> Published:
         """The routing to have in force: the candidate's once all that it changes is ready, else the serving one's."""
@@ -219,7 +258,7 @@ class _Round:
                 return Drain(view.key)
             case EngineState.DRAINING:
                 return self._drain_step(view, is_kept)
-            case EngineState.BACKOFF | EngineState.FAILED if not is_kept or view.generation < self.desired.generation:
+            case EngineState.BACKOFF | EngineState.FAILED if not is_kept or self._has_another_chance(view):
                 return Forget(view.key)
             case EngineState.BACKOFF if view.failures >= MOST_FAILURES:
                 return GiveUp(view.key)
@@ -227,6 +266,12 @@ class _Round:
                 return Forget(view.key)
             case _:
                 return None
+
+    def _has_another_chance(self, view: EngineView) -> bool:
+        """A manifest that is newer than a failure starts the engine afresh, or would after a rollback."""
+        if view.key not in self.wanted:
+            return view.state is EngineState.FAILED
+        return view.generation < self.desired.generation
 
     def _drain_step(self, view: EngineView, is_kept: bool) -> Action | None:
         if is_kept:

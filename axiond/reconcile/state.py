@@ -64,6 +64,17 @@ class SourceState(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class SourceKey:
+    """Where a model's weights come from, as the manifest says it."""
+
+    source: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source}@{self.revision}" if self.revision else self.source
+
+
 @dataclass(frozen=True, slots=True)
 class SourceView:
     """One model source: on its way, here with its weight in bytes, or not to be had until *retry_at*."""
@@ -81,7 +92,7 @@ class ModelTarget:
 
     name: str
     digest: str
-    source: str
+    source: SourceKey
     replicas: int = 1
     is_lazy: bool = False
     priority: int = 0
@@ -113,7 +124,7 @@ class Observed:
     """Everything a round knows. *serving* is the last good target: the one that routing follows."""
 
     engines: Mapping[EngineKey, EngineView] = field(default_factory=dict)
-    sources: Mapping[str, SourceView] = field(default_factory=dict)
+    sources: Mapping[SourceKey, SourceView] = field(default_factory=dict)
     serving: Target | None = None
     published: Published | None = None
     demanded: frozenset[str] = frozenset()

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,20 +93,24 @@ async def bench(budget_bytes=1000 * GIB):
         engines.append(FakeEngine(key, folder))
         return engines[-1]
 
-    async def fetch(source, progress):
+    async def fetch(key, progress):
+        source = key.source
         fetched.append(source)
         progress("downloading 10 %")
         await asyncio.sleep(1)
         if source.endswith("missing"):
             raise SourceError(source, "no such folder")
-        return Fetched(Path(source))
+        folder = Path(models) / Path(source).name
+        folder.mkdir(exist_ok=True)
+        return Fetched(folder)
 
     events = Events()
-    async with asyncio.TaskGroup() as tasks:
-        world = World(build, fetch, asyncio.get_running_loop().time, lambda: 0.5)
-        listener = Listener(lambda g: realised.append(g.number), lambda text, busy, up: rounds.append((text, busy, up)))
-        reconciler = Reconciler(world, events, tasks, Server(), budget_bytes, listener)
-        running = tasks.create_task(reconciler.run())
-        yield Bench(reconciler, engines, realised, rounds, events, fetched)
-        await reconciler.executor.stop_all()
-        running.cancel()
+    with tempfile.TemporaryDirectory() as models:
+        async with asyncio.TaskGroup() as tasks:
+            world = World(build, fetch, asyncio.get_running_loop().time, lambda: 0.5)
+            listener = Listener(lambda g: realised.append(g.number), lambda text, busy, up: rounds.append((text, busy, up)))
+            reconciler = Reconciler(world, events, tasks, Server(), budget_bytes, listener)
+            running = tasks.create_task(reconciler.run())
+            yield Bench(reconciler, engines, realised, rounds, events, fetched)
+            await reconciler.executor.stop_all()
+            running.cancel()

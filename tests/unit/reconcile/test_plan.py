@@ -237,7 +237,7 @@ def test_a_source_that_cannot_be_had_rejects_the_candidate():
     )
     world.want(target(2, model(digest="new", source="gone")))
     world.settle()
-    assert world.log == [do.Reject(2, "m", "no such folder")]
+    assert world.log == [do.Reject(2, "m", "no such folder"), do.Drop("gone")]
 
 
 def test_a_source_of_the_serving_generation_is_tried_again_when_due():
@@ -281,5 +281,55 @@ def test_priority_starts_first():
     assert [action.key.model for action in plan(goal, observed, 0.0)] == ["z", "a"]
 
 
+def with_sources(world, **states):
+    sources = world.observed.sources | {name: SourceView(state) for name, state in states.items()}
+    return Observed(**_fields(world.observed) | {"sources": sources})
+
+
 def _fields(observed):
     return {name: getattr(observed, name) for name in observed.__dataclass_fields__}
+
+
+def test_a_serving_engine_that_crashes_during_a_change_comes_back_before_it_ends():
+    """The candidate is still being fetched; requests need the old engine."""
+    world = served(model(digest="old"))
+    world.observed = with_sources(world, slow=SourceState.FETCHING)
+    world.want(target(2, model(digest="new", source="slow")))
+    world.set_state(OLD, S.BACKOFF, failures=1, retry_at=world.now)
+    world.round()
+    assert starts(world) == [OLD]
+    world.set_state(OLD, S.READY)
+    world.round()
+    assert world.routed() == {OLD}
+
+
+def test_nothing_has_to_stop_while_another_model_is_still_fetched():
+    world = served(model("a", "old"), budget_gib=8)
+    world.observed = with_sources(world, slow=SourceState.FETCHING)
+    world.want(target(2, model("a", "new", gib=6), model("z", "new", source="slow", gib=1)))
+    assert world.round() == ()
+
+
+def test_a_candidate_that_cannot_fit_as_a_whole_stops_nothing():
+    world = served(model("a", "old"), budget_gib=8)
+    world.want(target(2, model("a", "new", gib=6), model("z", "new", gib=6)))
+    world.settle()
+    assert world.log == [do.Reject(2, "a", "does not fit: 4.0 GiB more than the memory budget of 8.0 GiB")]
+
+
+def test_memory_of_an_engine_that_will_run_again_is_not_given_away():
+    a, b = model("a", priority=1), model("b")
+    world = World(budget_gib=6)
+    world.want(target(1, a, b))
+    world.settle()
+    world.set_state(EngineKey("a", "new"), S.BACKOFF, failures=1, retry_at=world.now + 1)
+    assert not any(isinstance(action, do.Start) for action in world.round())
+    world.settle()
+    assert world.routed() == {EngineKey("a", "new")}
+
+
+def test_a_source_that_nothing_names_is_dropped():
+    world = served(model())
+    world.observed = with_sources(world, typo=SourceState.FETCHING)
+    world.want(world.observed.serving)
+    assert world.round() == (do.Drop("typo"),)

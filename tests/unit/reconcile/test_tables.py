@@ -4,11 +4,12 @@ import pytest
 
 from axiond.manifest.spec import Manifest
 from axiond.reconcile.generation import Generation
-from axiond.reconcile.state import EngineKey, EngineState, EngineView, Observed, Published, SourceState, SourceView
+from axiond.reconcile.state import EngineKey, EngineState, EngineView, Observed, Published, SourceKey, SourceState, SourceView
 from axiond.reconcile.tables import route_table
 
 GIB = 2**30
-READY_SOURCE = {"/m": SourceView(SourceState.READY, weight_bytes=GIB)}
+M = SourceKey("/m")
+READY_SOURCE = {M: SourceView(SourceState.READY, weight_bytes=GIB)}
 
 
 def outlook(*, load="eager", views=(), sources=READY_SOURCE, demanded=(), budget_gib=100):
@@ -21,8 +22,8 @@ def outlook(*, load="eager", views=(), sources=READY_SOURCE, demanded=(), budget
 
 
 STARTING, BACKOFF, FAILED = EngineState.STARTING, EngineState.BACKOFF, EngineState.FAILED
-FETCHING = {"/m": SourceView(SourceState.FETCHING, "downloading 40 % of 93 MB")}
-GONE = {"/m": SourceView(SourceState.FAILED, "no such folder", retry_at=14.2)}
+FETCHING = {M: SourceView(SourceState.FETCHING, "downloading 40 % of 93 MB")}
+GONE = {M: SourceView(SourceState.FAILED, "no such folder", retry_at=14.2)}
 CASES = {
     "first-start": ({"views": [{"state": STARTING}]}, (True, "engine is starting", 5)),
     "absent": ({}, (True, "engine has not started yet", 5)),

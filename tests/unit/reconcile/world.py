@@ -64,6 +64,9 @@ class World:
         match action:
             case do.Fetch(source):
                 self.observed = replace(self.observed, sources={**self.observed.sources, source: SourceView(SourceState.READY)})
+            case do.Drop(source):
+                kept = {name: view for name, view in self.observed.sources.items() if name != source}
+                self.observed = replace(self.observed, sources=kept)
             case do.Start(key, _, generation, memory):
                 if key in engines:
                     self.set_state(key, S.STARTING)
