@@ -42,7 +42,8 @@ def sweep(folder: Path, host: int | None = None, deadline_s: float = 10.0) -> bo
         if time.monotonic() > end:
             break
     for segment in segments | set(named_segments(folder.name)):
-        segment.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            segment.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     return not pids
 
@@ -88,10 +89,11 @@ class Stat(NamedTuple):
 def read_stat(pid: int) -> Stat | None:
     """Read a process's relations; None for one that is dead or a zombie."""
     try:
-        state, parent, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+        # Bytes: a process may call itself whatever it likes.
+        state, parent, _, session = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:4]
     except OSError:
         return None
-    return None if state in "ZX" else Stat(int(parent), int(session))
+    return None if state in b"ZX" else Stat(int(parent), int(session))
 
 
 def kill(pid: int, folder: Path, host: int | None, wait_s: float = 1.0) -> None:
@@ -117,10 +119,11 @@ def kill(pid: int, folder: Path, host: int | None, wait_s: float = 1.0) -> None:
 def mapped_segments(pid: int) -> set[Path]:
     """List the shared memory that a process maps, whatever its name."""
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_bytes().split(b"\n")
     except OSError:
         return set()
-    return {Path(line.split(maxsplit=5)[5]) for line in lines if f" {SHM}/" in line and not line.endswith(" (deleted)")}
+    mapped = (line for line in lines if f" {SHM}/".encode() in line and not line.endswith(b" (deleted)"))
+    return {Path(os.fsdecode(line.split(maxsplit=5)[5])) for line in mapped}
 
 
 def named_segments(token: str) -> Iterator[Path]:
