@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -56,9 +56,9 @@ def put_in_place(made: Path, target: Path) -> None:
 
 
 def sweep(state_dir: Path) -> None:
-    """Remove the parts of whatever nobody is making any more."""
-    for lock_path in (state_dir / "models").glob("*/*.lock"):
-        with lock_path.open("a") as lock:
+    """Remove the parts of whatever nobody is making any more. Blocks; never raises: what cannot be removed stays."""
+    for lock_path in _locks(state_dir):
+        with suppress(OSError), lock_path.open("a") as lock:
             if _take(lock):
                 _remove_parts(lock_path.with_suffix(""))
 
@@ -90,6 +90,12 @@ def check_space(source: str, folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise SourceError(source, f"needs {needed_bytes / 2**30:.2f} GiB in {folder}, but only {free_bytes / 2**30:.2f} GiB are free")
+
+
+def _locks(state_dir: Path) -> list[Path]:
+    with suppress(OSError):
+        return list((state_dir / "models").glob("*/*.lock"))
+    return []
 
 
 def _take(lock: IO[str]) -> bool:

