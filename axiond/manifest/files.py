@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 MAX_BYTES = 4 * 2**20
@@ -53,15 +54,34 @@ def read_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def expand_globs(paths: Iterable[Path]) -> list[Path]:
-    """Replace patterns by the files they match, sorted. Names that begin with a dot do not match: editors and ConfigMaps use them."""
+    """
+    Replace patterns by the files they match, sorted. Never raises.
+
+    Names that begin with a dot do not match: editors and ConfigMaps use them. What may not be looked at does match: whoever
+    reads it tells why not, where leaving it out would silently take models away.
+    """
     found: dict[Path, None] = {}
     for path in paths:
-        if glob.has_magic(str(path)) and not path.exists():
-            matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  # Path.glob takes hidden names in
-            found |= {match: None for match in map(Path, sorted(matches)) if match.is_file()}
+        if glob.has_magic(str(path)) and not os.path.exists(path):  # noqa: PTH110  # Path.exists raises for a path too long
+            found |= {match: None for match in map(Path, sorted(_glob(str(path)))) if _may_be_file(match)}
         else:
             found[path] = None
     return list(found)
+
+
+def _glob(pattern: str) -> list[str]:
+    with suppress(OSError, ValueError):  # too long, or no path at all
+        return glob.glob(pattern, recursive=True)  # noqa: PTH207  # Path.glob takes hidden names in
+    return []
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 class Files:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 from watchfiles import awatch
 
+from axiond import log
 from axiond.manifest.files import Unreadable, expand_globs, read_file
 
 STEP_MS = 10
@@ -19,6 +21,7 @@ SETTLE_S = 0.02
 MAX_RESTLESS_S = 1.0
 MAX_WRITING_S = 30.0
 RECHECK_S = 0.25
+MAX_SYMLINKS = 40  # as the kernel: a link into itself makes ever longer paths
 
 Identity = tuple[Path, int, int]
 
@@ -35,24 +38,35 @@ async def watch(path: Path, files: Callable[[], Iterable[Path]], wake: Callable[
         files: what the last load named, `Loaded.files` or `ManifestError.files`; asked anew at every look.
         wake: must not block. It may be called without need when the set of files has changed.
     """
-    seen = ""
-    changed = asyncio.Event()
-
-    def paths() -> tuple[Path, ...]:
-        return (path, *files())
-
+    watcher = _Watcher(lambda: (path, *files()), wake, poll_s)
     while True:
-        folders = await asyncio.to_thread(folders_of, paths())
+        try:
+            await watcher.until_folders_change()
+        except* (OSError, RuntimeError, ValueError) as group:  # no descriptors, no threads, or what no one thought of
+            structlog.get_logger().error(log.WATCHER_FAILED, problem=repr(group.exceptions[0]))
+            await asyncio.sleep(poll_s)
+
+
+class _Watcher:
+    """What it has *seen* outlives the folders it listens to."""
+
+    def __init__(self, paths: Callable[[], Iterable[Path]], wake: Callable[[], None], poll_s: float) -> None:
+        self._paths, self._wake, self._poll_s = paths, wake, poll_s
+        self._seen = ""
+
+    async def until_folders_change(self) -> None:
+        changed = asyncio.Event()
+        folders = await asyncio.to_thread(folders_of, self._paths())
         async with asyncio.TaskGroup() as group:
             listener = group.create_task(_listen([folder for folder, _, _ in folders], changed.set))
             await asyncio.sleep(0)  # now it listens: what changes from here on sets the event
-            while await asyncio.to_thread(folders_of, paths()) == folders:
+            while await asyncio.to_thread(folders_of, self._paths()) == folders:
                 changed.clear()
-                is_new = await asyncio.to_thread(fingerprint, paths()) != seen
+                is_new = await asyncio.to_thread(fingerprint, self._paths()) != self._seen
                 if is_new:
-                    seen = await _settle(paths)
-                    wake()
-                await _wait(changed, RECHECK_S if is_new else poll_s)  # after a wake the load may name other files
+                    self._seen = await _settle(self._paths)
+                    self._wake()
+                await _wait(changed, RECHECK_S if is_new else self._poll_s)  # after a wake the load may name other files
             listener.cancel()
 
 
@@ -64,7 +78,7 @@ def fingerprint(files: Iterable[Path]) -> str:
             content = read_file(path)
         except Unreadable as exc:
             content = exc.what.encode()
-        digest.update(os.fsencode(path) + b"\0" + hashlib.sha256(content).digest())
+        digest.update(str(path).encode(errors="surrogatepass") + b"\0" + hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
@@ -73,21 +87,22 @@ def folders_of(files: Iterable[Path]) -> frozenset[Identity]:
     Find every folder whose entries decide what the paths mean: their own, and those of all symlinks on the way.
 
     A folder that does not exist is replaced by the nearest one above that does. Device and inode tell a folder from its
-    successor of the same name.
+    successor of the same name. Never raises.
     """
     found: set[Identity] = set()
-    todo = [Path(os.path.abspath(path)) for path in files]  # noqa: PTH100  # Path.absolute keeps "..", whose parents mean nothing
+    todo = [(Path(os.path.abspath(path)), 0) for path in files]  # noqa: PTH100  # Path.absolute keeps "..", whose parents mean nothing
     seen: set[Path] = set()
     while todo:
-        if (path := todo.pop()) in seen:
+        path, followed = todo.pop()
+        if path in seen or followed > MAX_SYMLINKS:
             continue
         seen.add(path)
         found |= _existing(path.parent)
         for part in (path, *path.parents):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 target = part.parent / part.readlink()
                 found |= _existing(part.parent)
-                todo.append(Path(os.path.abspath(target / path.relative_to(part))))  # noqa: PTH100
+                todo.append((Path(os.path.abspath(target / path.relative_to(part))), followed + 1))  # noqa: PTH100
     return frozenset(found)
 
 
@@ -134,7 +149,7 @@ def _look(files: Iterable[Path]) -> tuple[str, bool]:
 
 def _existing(folder: Path) -> set[Identity]:
     for candidate in (folder, *folder.parents):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             info = candidate.stat()
             return {(candidate, info.st_dev, info.st_ino)}
     return set()

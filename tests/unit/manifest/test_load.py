@@ -238,6 +238,30 @@ def test_a_forbidden_file_is_named_with_the_user_who_may_not_read_it(folder: Pat
         assert problem(path) == expected
 
 
+UNUSUAL_PATTERNS = {"long": "x" * 300 + "*.toml", "NUL": "a\\u0000/*.toml", "surrogate": "a\\ud800/*.toml", "long path": "x/" * 3000 + "*"}
+
+
+@pytest.mark.parametrize("pattern", UNUSUAL_PATTERNS.values(), ids=UNUSUAL_PATTERNS)
+def test_a_pattern_that_the_system_refuses_is_refused_or_matches_nothing(folder: Path, pattern: str) -> None:
+    path = write(folder / "a.json", '{"include": ["' + pattern + '"]}')
+    if pattern.startswith("x"):
+        assert load(path, {}).manifest == Manifest()
+    else:
+        assert problem(path).startswith("a.json:1:14: include[0]: holds ")
+
+
+def test_a_match_that_may_not_be_looked_at_is_told(folder: Path) -> None:
+    """Left out in silence, it would take its models away."""
+    for part in (folder, *folder.parents[:-2]):
+        part.chmod(part.stat().st_mode | 0o055)
+    root = write(folder / "a.toml", 'include = ["models.d/*.toml"]\n')
+    root.chmod(0o644)
+    write(folder / "models.d/b.toml", "[models.b]\nsource = 'x'\n")
+    (folder / "models.d").chmod(0o744)
+    with nobody():
+        assert problem(root).startswith("a.toml:1:12: include[0]: models.d/b.toml cannot be read: Permission denied")
+
+
 def test_the_etag_covers_every_file_and_nothing_else(folder: Path) -> None:
     root = write(folder / "a.toml", 'include = ["b.toml"]\n[models.a]\nsource = "${file:c}${E}"\n')
     write(folder / "b.toml", "[models]\n")

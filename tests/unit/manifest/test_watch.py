@@ -7,16 +7,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from axiond.errors import ManifestError
+from axiond.manifest import watch as watch_module
 from axiond.manifest.files import Unreadable, read_file
 from axiond.manifest.load import load
-from axiond.manifest.watch import SETTLE_S, fingerprint, folders_of, is_being_written, watch
+from axiond.manifest.watch import SETTLE_S, Identity, fingerprint, folders_of, is_being_written, watch
 
 DEADLINE_S = 10
 NEVER_S = 3600
@@ -360,3 +362,47 @@ def test_every_folder_that_decides_what_a_path_means_is_watched(folder: Path, pa
     (folder / "conf/loop.toml").symlink_to("loop.toml")
     (folder / "linked").symlink_to("data")
     assert {found for found, _, _ in folders_of([folder / path])} == {(folder / name) for name in expected}
+
+
+UNUSUAL = ["a\0b.toml", "a\0/*.toml", "x" * 300 + "*.toml", "x" * 5000, "\ud800/*.toml", "\udc80"]
+
+
+@pytest.mark.parametrize("name", UNUSUAL, ids=range(len(UNUSUAL)))
+def test_paths_that_the_system_refuses_are_watched_like_missing_ones(folder: Path, name: str) -> None:
+    paths = [folder / "a.toml", folder / name]
+    assert {identity[0] for identity in folders_of(paths)} >= {folder}
+    assert fingerprint(paths) == fingerprint(paths)
+
+
+def test_a_link_into_itself_has_an_end(folder: Path) -> None:
+    (folder / "a").symlink_to("a/b")
+    assert folder in {identity[0] for identity in folders_of([folder / "a/x"])}
+
+
+async def test_an_include_of_no_path_does_not_end_the_watching(folder: Path) -> None:
+    path = folder / "a.toml"
+    path.write_text('include = ["a\\u0000b.toml", "a\\u0000/*.toml"]\n')
+    async with watching(path, poll_s=0.05) as seen:
+        with pytest.raises(ManifestError) as caught:
+            load(path, {})
+        seen.files = caught.value.files
+        path.write_text("[models]\n")
+        await seen.until("[models]\n")
+
+
+async def test_a_look_that_fails_is_told_and_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "a.toml"
+    path.write_text("[models]\n")
+    failures = [OSError(23, "Too many open files in system"), RuntimeError("can't start new thread")]
+
+    def fail_at_first(files: Iterable[Path]) -> frozenset[Identity]:
+        if failures:
+            raise failures.pop(0)
+        return folders_of(files)
+
+    monkeypatch.setattr(watch_module, "folders_of", fail_at_first)
+    with capture_logs() as logs:
+        async with watching(path, poll_s=0.01) as seen:
+            await seen.until("[models]\n")
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("watcher.failed", "error")] * 2
+    assert "Too many open files" in logs[0]["problem"]
