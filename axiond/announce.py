@@ -34,6 +34,11 @@ class Announcer:
             self._notifier.status(text)
         self._text, self._is_busy, self._is_calm = text, is_busy, is_calm
 
+    def stopping(self) -> None:
+        """The end has begun; the heartbeat asks for time for it."""
+        self._text, self._is_busy = "ending running requests", True
+        self._notifier.stopping(self._text)
+
     async def heartbeat(self) -> None:
         """While something is on its way, say so now and then, and ask systemd for more time. Runs until cancelled."""
         while True:

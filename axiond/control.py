@@ -1,6 +1,7 @@
 """What an operator can ask of a running daemon: the admin endpoint speaks to this."""
 
 import asyncio
+import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -113,9 +114,9 @@ class Control:
         self.files = loaded.files
         return self._reconciler.submit(loaded.etag, loaded.manifest, again=again)
 
-    def manifest(self) -> tuple[bytes, str]:
-        """The root file's text and the etag of the newest manifest read."""
-        return self.path.read_bytes(), self._reconciler.newest_etag
+    async def manifest(self) -> tuple[bytes, str]:
+        """The root file's text and its etag."""
+        return await asyncio.to_thread(lambda: (self.path.read_bytes(), self._etag()))
 
     async def put_manifest(self, text: bytes, if_match: str | None, wait: bool = False, timeout_s: float | None = None) -> ReloadReport:
         """
@@ -131,15 +132,17 @@ class Control:
         return await self._reconciler.settled(number, timeout_s) if wait else self._reconciler.outcome(number)
 
     def _replace(self, text: bytes, if_match: str | None) -> None:
-        if if_match is not None and if_match.strip('"') not in ("*", self._current_etag()):
+        if if_match is not None and if_match != self._etag():
             raise RequestError(412, "precondition_failed", "The manifest has changed since you read it; read it again and redo your edit.")
         parse(text, self.path)
         replace_file(self.path, text)
 
-    def _current_etag(self) -> str:
-        with suppress(ManifestError):
+    def _etag(self) -> str:
+        """The etag of the file as it is; of a broken one, the hash of its text."""
+        try:
             return load(self.path).etag
-        return ""
+        except ManifestError:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What *text* would do. Raises ManifestError."""

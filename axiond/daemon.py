@@ -4,10 +4,12 @@ import asyncio
 import fcntl
 import os
 import random
+import resource
 import signal
 import stat
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from axiond import __version__, log
 from axiond.announce import Announcer
 from axiond.control import Control
 from axiond.engine.engine import Engine
-from axiond.engine.process import Launch, ProcessEngine, clean_leftovers
+from axiond.engine.process import ENGINES, Launch, ProcessEngine, clean_leftovers
 from axiond.errors import AxiondError, ManifestError, StoreError
 from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest
@@ -36,6 +38,8 @@ from axiond.reconcile.state import EngineKey, SourceKey
 from axiond.resources.budget import budget_bytes
 from axiond.resources.cores import cores_of
 from axiond.sources.fetch import Progress, fetch
+
+LEFTOVERS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,9 @@ async def _serve(path: Path, settings: Settings) -> None:
     boot = _read_boot(path, store)
     server = boot.manifest.server
     log.configure(server.log_level, server.log_format)
+    _raise_file_limit()
     with _only_daemon(server.runtime_dir):
-        clean_leftovers(server.runtime_dir)
+        await asyncio.to_thread(_clean, server)
         async with asyncio.TaskGroup() as tasks:
             await _Daemon(path, boot, store, server, settings, tasks).serve()
 
@@ -117,15 +122,16 @@ class _Daemon:
         self._events.emit(log.DAEMON_WAS_STARTED, version=__version__, manifest=str(self._control.path), pid=os.getpid())
         self._start_from(self._boot)
         self._hear_signals()
-        endless = [self._tasks.create_task(work, name=name) for name, work in self._endless().items()]
+        deciding = [self._tasks.create_task(work) for work in self._decide()]
+        telling = [self._tasks.create_task(work) for work in self._tell()]
         rest = serve_rest(self._reconciler.router, self._server, self._metrics)
         async with serve_admin(self._control, self._admin_socket(), self._metrics), rest:
             await self._is_over.wait()
             self._events.emit(log.DAEMON_BEGAN_STOPPING)
-            self._notifier.stopping("ending running requests")
+            self._announcer.stopping()
+        await _cancel(deciding)
         await self._reconciler.executor.stop_all()
-        for task in endless:
-            task.cancel()
+        await _cancel(telling)
         self._events.emit(log.DAEMON_WAS_STOPPED)
 
     def _start_from(self, boot: Boot) -> None:
@@ -144,17 +150,19 @@ class _Daemon:
             loop.add_signal_handler(number, self._is_over.set)
         loop.add_signal_handler(signal.SIGHUP, self._control.look_again)
 
-    def _endless(self) -> Mapping[str, Coroutine[None, None, None]]:
-        return {
-            "reconcile": self._reconciler.run(),
-            "watch": watch(self._control.path, lambda: self._control.files, self._control.look),
-            "look": self._control.run(),
-            "sample": self._control.keep_sampling(),
-            "heartbeat": self._announcer.heartbeat(),
-            "watchdog": self._notifier.feed_watchdog(),
-            "keep last good": self._keep_last_good(),
-            "greet": self._greet(),
-        }
+    def _decide(self) -> Iterator[Coroutine[None, None, None]]:
+        """Endless work that may start engines; it ends before they are stopped."""
+        yield self._reconciler.run()
+        yield self._control.run()
+        yield watch(self._control.path, lambda: self._control.files, self._control.look)
+
+    def _tell(self) -> Iterator[Coroutine[None, None, None]]:
+        """Endless work that only tells."""
+        yield self._control.keep_sampling()
+        yield self._announcer.heartbeat()
+        yield self._notifier.feed_watchdog()
+        yield self._keep_last_good()
+        yield self._greet()
 
     def _change_ended(self, outcome: str, took_s: float) -> None:
         self._metrics.reload_ended(outcome, took_s)
@@ -172,10 +180,12 @@ class _Daemon:
 
     async def _greet(self) -> None:
         await self._announcer.became_ready.wait()
-        ready = [name for name, pool in self._reconciler.router.table.pools.items() if pool.endpoints]
-        self._events.emit(log.DAEMON_BECAME_READY, listen=self._server.listen, models=ready)
-        if ready and sys.stderr.isatty():
-            print(GREETING.format(listen=self._server.listen, model=ready[0]), file=sys.stderr)
+        table = self._reconciler.router.table
+        names = [name for name, model in table.names.items() if table.pools[model].endpoints]
+        example = EXAMPLE.format(listen=self._server.listen, model=names[0]) if names else ""
+        self._events.emit(log.DAEMON_BECAME_READY, listen=self._server.listen, models=names, example=" ".join(example.split()))
+        if example and sys.stderr.isatty():
+            print(GREETING.format(example=example), file=sys.stderr)
         await asyncio.Event().wait()
 
     def _build_engine(self, key: EngineKey, folder: Path) -> Engine:
@@ -199,11 +209,12 @@ class _Daemon:
         return self._server.admin_socket or self._server.runtime_dir / "admin.sock"
 
 
+EXAMPLE = """curl http://{listen}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'"""
 GREETING = """
 axiond is ready. Try:
 
-  curl http://{listen}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+  {example}
 
 Edit the manifest at any time: it is followed at once. Ctrl-C stops.
 """
@@ -227,12 +238,23 @@ def _in_words(on_progress: Callable[[str], None]) -> Callable[[Progress], None]:
     return tell
 
 
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 @contextmanager
 def _only_daemon(runtime_dir: Path) -> Iterator[None]:
     """Own the runtime folder, or say who does."""
-    runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-    if runtime_dir.stat().st_uid != os.geteuid() or runtime_dir.stat().st_mode & stat.S_IWOTH:
-        raise AxiondError(f"{runtime_dir} belongs to another user or is writable for all: choose another server.runtime_dir")
+    try:
+        runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        found = runtime_dir.lstat()
+    except OSError as exc:
+        remedy = "choose another server.runtime_dir, or run axiond as a user who may"
+        raise AxiondError(f"{runtime_dir} cannot be made: {exc.strerror}: {remedy}") from exc
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+        raise AxiondError(f"{runtime_dir} belongs to another user, is a link or is writable for all: choose another server.runtime_dir")
     with (runtime_dir / "daemon.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,6 +268,20 @@ def _only_daemon(runtime_dir: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _raise_file_limit() -> None:
+    """Each request takes two descriptors, and the usual soft limit is 1024."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _clean(server: Server) -> None:
+    """Remove what a former daemon left; its last engines get some seconds to be gone, for their memory counts."""
+    engines = server.runtime_dir / ENGINES
+    deadline = time.monotonic() + LEFTOVERS_TIMEOUT_S
+    while (clean_leftovers(server.runtime_dir) or any(engines.glob("*"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Sequence[BaseException]:

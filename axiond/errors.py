@@ -94,27 +94,12 @@ class EngineStartError(EngineError):
     """An engine could not be spawned, or ended before it was ready."""
 
 
-class EngineExited(EngineError):
-    """A ready engine ended by itself."""
-
-
 class ProbeTimeout(EngineError):
     """An engine was not ready within its start timeout."""
 
 
 class GoldenPromptFailed(EngineError):
     """An engine answers, but not as its golden prompt demands."""
-
-
-class OverBudget(AxiondError):
-    """The engines asked for need more memory than there is; *arithmetic* shows the sum."""
-
-    def __init__(self, needed_bytes: int, budget_bytes: int, arithmetic: str) -> None:
-        self.needed_bytes, self.budget_bytes, self.arithmetic = needed_bytes, budget_bytes, arithmetic
-        super().__init__(needed_bytes, budget_bytes, arithmetic)
-
-    def __str__(self) -> str:
-        return f"memory: {self.arithmetic} = {self.needed_bytes / 2**30:.1f} GiB, but the budget is {self.budget_bytes / 2**30:.1f} GiB"
 
 
 class RequestError(AxiondError):

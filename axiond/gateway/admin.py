@@ -31,7 +31,7 @@ class Control(Protocol):
         """What the manifest *text* would do. Raises ManifestError."""
         ...
 
-    def manifest(self) -> tuple[bytes, str]:
+    async def manifest(self) -> tuple[bytes, str]:
         """The root file's text and its etag."""
         ...
 
@@ -80,7 +80,7 @@ class _Admin:
         return _report(await self._control.plan(await request.read(), request.content_type == "application/json"))
 
     async def get_manifest(self, request: web.Request) -> web.Response:
-        text, etag = self._control.manifest()
+        text, etag = await self._control.manifest()
         return web.Response(body=text, headers={"Content-Type": "text/plain; charset=utf-8", "ETag": f'"{etag}"'})
 
     async def put_manifest(self, request: web.Request) -> web.Response:

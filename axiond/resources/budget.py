@@ -36,8 +36,9 @@ def _cgroup_rooms(root: Path, of_self: Path) -> Iterator[int]:
 
 def _room(folder: Path) -> Iterator[int]:
     try:
-        limit, current = (folder / "memory.max").read_text().strip(), (folder / "memory.current").read_text().strip()
+        limit, current = (folder / "memory.max").read_text().strip(), int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return
     if limit != "max":
-        yield max(0, int(limit) - int(current))
+        yield max(0, int(limit) - current + int(stat.get("inactive_file", 0)))  # the kernel gives cold file pages back

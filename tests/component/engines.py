@@ -112,5 +112,6 @@ async def bench(budget_bytes=1000 * GIB):
             reconciler = Reconciler(world, events, tasks, Server(), budget_bytes, listener)
             running = tasks.create_task(reconciler.run())
             yield Bench(reconciler, engines, realised, rounds, events, fetched)
-            await reconciler.executor.stop_all()
             running.cancel()
+            await asyncio.wait([running])
+            await reconciler.executor.stop_all()

@@ -1,6 +1,7 @@
 """The loop and the executor around engines in memory, in virtual time."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -233,3 +234,72 @@ async def test_not_up_until_one_model_is_served():
         assert b.rounds[-1][0] == "generation 1, engines ready: 0; a: exited with code 1"
         await b.settled(b.submit(a=source("broken"), c={}))
         assert b.rounds[-1][1:] == (False, True)
+
+
+async def test_engine_that_gets_ready_in_the_moment_it_is_stopped_is_stopped():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        b.submit(a={"max_num_seqs": 2})
+        await asyncio.sleep(START_S)
+        await b.settled(b.submit(a={}))
+        await asyncio.sleep(10)
+        assert b.engines[1].calls == ["start", "stop"]
+        assert len(b.reconciler.executor.engines) == 1
+
+
+async def test_drained_engine_that_dies_in_the_moment_it_is_stopped_is_no_error():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        old = b.engine("a")
+        with await b.reconciler.router.lease("a", 0.0):
+            await b.settled(b.submit(a={"max_num_seqs": 2}))
+        old.crash()
+        await asyncio.sleep(10)
+        assert len(b.reconciler.executor.engines) == 1
+
+
+@pytest.mark.parametrize("where", ["start", "fetch"])
+async def test_bug_in_one_engine_or_source_costs_neither_the_daemon_nor_the_others(where, monkeypatch):
+    async def raise_it(*_):
+        raise ZeroDivisionError("a bug")
+
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        if where == "start":
+            monkeypatch.setattr("tests.component.engines.FakeEngine.start", raise_it)
+        else:
+            b.reconciler.executor._world = replace(b.reconciler.executor._world, fetch=raise_it)
+        report = await b.settled(b.submit(a=source("other")))
+        assert "ZeroDivisionError" in report.message
+        with await b.reconciler.router.lease("a", 0.0) as held:
+            assert held.pool.spec.source == "/models/a"
+
+
+async def test_reload_that_is_not_waited_for_does_not_say_that_it_is_realised():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        report = b.reconciler.outcome(b.submit(a={"max_num_seqs": 2}))
+        assert (report.is_accepted, report.is_realised, report.message) == (True, False, "accepted, and not in force yet")
+
+
+async def test_engine_that_once_failed_still_has_its_requests_held_in_a_later_swap():
+    async with bench(budget_bytes=5 * GIB) as b:
+        await b.settled(b.submit(a={}))
+        b.engine("a").crash()
+        await asyncio.sleep(START_S + 2)
+        b.submit(a={"max_num_seqs": 2})
+        await asyncio.sleep(1)
+        with await b.reconciler.router.lease("a", 0.0) as held:
+            assert held.pool.spec.max_num_seqs == 2
+
+
+async def test_fetch_of_a_model_that_is_gone_from_the_manifest_is_ended():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        b.submit(a={}, b={})
+        await asyncio.sleep(0.5)
+        (bringing,) = [record.bringing for key, record in b.reconciler.executor.sources.items() if key.source == "/models/b"]
+        await b.settled(b.submit(a={}))
+        await asyncio.sleep(0)
+        assert bringing.cancelled()
+        assert [key.source for key in b.reconciler.executor.sources] == ["/models/a"]

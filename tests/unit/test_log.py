@@ -35,7 +35,7 @@ NAMES = {name: value for name, value in vars(log).items() if name.isupper() and 
 
 def test_names_follow_the_grammar() -> None:
     """Every event constant is `noun.past_tense` in lower case, and none is there twice."""
-    assert len(NAMES) > 30
+    assert NAMES
     assert len(set(NAMES.values())) == len(NAMES)
     assert [value for name, value in NAMES.items() if not name.startswith("_") and not re.fullmatch(r"[a-z]+\.[a-z_]+", value)] == []
 
@@ -44,13 +44,13 @@ def test_json_line_begins_with_time_level_event(out: io.BytesIO) -> None:
     """Fields follow; keys, paths, states and exceptions are written as people write them."""
     log.configure("info", "json", file=out)
     structlog.get_logger().info(
-        log.ENGINE_BECAME_READY, key=EngineKey("m", "0" * 12), state=EngineState.READY, path=Path("/x"), took_s=1.5, pids=(1, 2)
+        log.ENGINE_CHANGED_STATE, key=EngineKey("m", "0" * 12), state=EngineState.READY, path=Path("/x"), took_s=1.5, pids=(1, 2)
     )
     [line] = lines(out)
     assert list(line)[:3] == ["time", "level", "event"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", str(line.pop("time")))
     assert line == {
-        "level": "info", "event": "engine.became_ready",
+        "level": "info", "event": "engine.changed_state",
         "key": "m@000000000000", "state": "ready", "path": "/x", "took_s": 1.5, "pids": [1, 2],
     }  # fmt: skip
 
@@ -84,11 +84,11 @@ def test_level_changes_live_for_bound_loggers(out: io.BytesIO) -> None:
     """A logger bound before `set_level()` follows it."""
     log.configure("info", "json", file=out)
     bound = structlog.get_logger().bind(key="k")
-    bound.debug(log.ENGINE_EXITED)
+    bound.debug(log.ENGINE_CHANGED_STATE)
     log.set_level("debug")
     bound.debug(log.ENGINE_WAS_STARTED)
     log.set_level("error")
-    bound.warning(log.ENGINE_WAS_KILLED)
+    bound.warning(log.ENGINE_CHANGED_STATE)
     assert [line["event"] for line in lines(out)] == ["engine.was_started"]
 
 

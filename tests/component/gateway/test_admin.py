@@ -37,7 +37,7 @@ class Recorder:
             raise ManifestError([PROBLEM])
         return PlanReport(generation=2, models=())
 
-    def manifest(self) -> tuple[bytes, str]:
+    async def manifest(self) -> tuple[bytes, str]:
         return b"[server]\n", "abc"
 
     async def put_manifest(self, text: bytes, if_match: str | None, wait: bool = False, timeout_s: float | None = None) -> ReloadReport:

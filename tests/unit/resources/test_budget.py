@@ -14,9 +14,9 @@ def test_fixed_part_is_kv_cache_and_processes():
     [
         ({}, None),
         ({"": ("max", 5)}, None),
-        ({"a": (1000, 400)}, 600),
-        ({"": (900, 400), "a": ("max", 1)}, 500),
-        ({"": (900, 400), "a": (300, 100)}, 200),
+        ({"a": (1000, 400)}, 650),
+        ({"": (900, 400), "a": ("max", 1)}, 550),
+        ({"": (900, 400), "a": (300, 100)}, 250),
         ({"a": (100, 400)}, 0),
     ],
     ids=["no-cgroup", "unlimited", "own", "parent", "tightest-wins", "already-over"],
@@ -29,6 +29,7 @@ def test_budget_is_what_the_tightest_cgroup_leaves(tmp_path, limits, expected):
     for group, (most, current) in limits.items():
         (root / group / "memory.max").write_text(f"{most}\n")
         (root / group / "memory.current").write_text(f"{current}\n")
+        (root / group / "memory.stat").write_text("anon 7\ninactive_file 50\n")
     found = budget_bytes(root, of_self)
     if expected is None:
         assert 0 < found <= psutil.virtual_memory().total
