@@ -242,7 +242,7 @@ class ProcessEngine:
             return
         try:
             answer = await ask(http, self.endpoint.base_url, self.endpoint.model_name, golden)
-            problem = judge(golden, answer)
+            problem = await judge(golden, answer)
         except (GoldenRequestFailed, aiohttp.ClientError, ValueError) as exc:
             problem = f"failed its golden prompt: {exc}"
         if problem:

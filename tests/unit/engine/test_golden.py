@@ -1,7 +1,9 @@
+import asyncio
 from typing import Any
 
 import pytest
 
+from axiond.engine import golden as golden_module
 from axiond.engine.golden import Answer, judge, text_of
 from axiond.manifest.spec import GoldenPrompt
 
@@ -20,9 +22,22 @@ from axiond.manifest.spec import GoldenPrompt
     ],
     ids=["right", "regex", "anchored", "empty", "long", "fast enough", "slow", "one token has no speed"],
 )
-def test_judge(expect: str, slowest: float | None, answer: Answer, problem: str | None) -> None:
+async def test_judge(expect: str, slowest: float | None, answer: Answer, problem: str | None) -> None:
     golden = GoldenPrompt(prompt="?", expect=expect, min_tokens_per_s=slowest)
-    assert judge(golden, answer) == problem
+    assert await judge(golden, answer) == problem
+
+
+async def test_an_expression_that_backtracks_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without holding up anything else."""
+    monkeypatch.setattr(golden_module, "MATCH_TIMEOUT_S", 0.5)
+    judging = asyncio.create_task(judge(GoldenPrompt(prompt="?", expect="(a+)+$"), Answer("a" * 40 + "b", 2, 1.0)))
+    loop = asyncio.get_running_loop()
+    longest_s, last = 0.0, loop.time()
+    while not judging.done():
+        await asyncio.sleep(0.01)
+        longest_s, last = max(longest_s, loop.time() - last), loop.time()
+    assert "took longer than 0.5 s" in str(judging.result())
+    assert longest_s < 0.4
 
 
 @pytest.mark.parametrize(
