@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 CHANGE_KEY = "x-axiond-change"
+MAX_CORES = 4096
 
 
 class Change(StrEnum):
@@ -45,15 +46,19 @@ def _check_name(name: str) -> str:
 
 
 def _check_cpu_list(cores: str) -> str:
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", cores):
-        raise ValueError('cores are written like "0-3,8"')
+    for part in cores.split(","):
+        if not (bounds := re.fullmatch(r"0*([0-9]+?)(?:-0*([0-9]+?))?", part)):
+            raise ValueError('cores are written like "0-3,8"')
+        low, high = (int(bound[:9]) for bound in (bounds[1], bounds[2] or bounds[1]))
+        if not low <= high < MAX_CORES:
+            raise ValueError(f'"{part[:40]}" is no range of cores: they count from 0 to {MAX_CORES - 1}, the lower one first')
     return cores
 
 
 def _check_regex(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as exc:
+    except (re.error, RecursionError, OverflowError) as exc:
         raise ValueError(f"not a regular expression: {exc}") from exc
     return pattern
 
@@ -182,7 +187,7 @@ class Route(Spec):
 class Server(Spec):
     listen: str = daemon("127.0.0.1:8080", "Address and port of the REST endpoint.", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
     admin_socket: Path | None = daemon(None, "Unix socket of the admin endpoint; admin.sock in the runtime folder if unset.")
-    state_dir: Path = daemon(Path("/var/lib/axiond"), "Downloads, converted models, caches and the last good manifest.")
+    state_dir: Path = daemon(Path("/var/lib/axiond"), "Downloads, converted models and caches.")
     runtime_dir: Path = daemon(Path("/run/axiond"), "Sockets and temporary files of running engines.")
     log_level: Literal["debug", "info", "warning", "error"] = live("info", "Least important messages that are logged.")
     log_format: Literal["auto", "console", "json"] = daemon("auto", "auto is console on a terminal, else json.")

@@ -9,6 +9,7 @@ from axiond.errors import ManifestError
 from axiond.manifest.load import load, parse
 
 FOLDER = Path("/conf")
+NO_CORES = "is no range of cores: they count from 0 to 4095, the lower one first"
 SMALL = '[models.small]\nsource = "a/b"\n'
 
 
@@ -70,6 +71,22 @@ FIELDS = {
     "neither member of a union": (f"{SMALL}cores = 3\n", "3:1: models.small.cores: must be text in quotes or a list, not 3"),
     "member of a union": (f'{SMALL}cores = "a"\n', '3:1: models.small.cores: cores are written like "0-3,8"'),
     "item of a member of a union": (f'{SMALL}cores = ["0", "b"]\n', '3:15: models.small.cores[1]: cores are written like "0-3,8"'),
+    "cores that no machine has": (
+        f'{SMALL}cores = "0-4294967295"\n',
+        f'3:1: models.small.cores: "0-4294967295" {NO_CORES}',
+    ),
+    "cores backwards": (
+        f'{SMALL}cores = "5,3-1"\n',
+        f'3:1: models.small.cores: "3-1" {NO_CORES}',
+    ),
+    "a core too many": (
+        f'{SMALL}cores = "4096"\n',
+        f'3:1: models.small.cores: "4096" {NO_CORES}',
+    ),
+    "a core of many digits": (
+        f'{SMALL}cores = "{"9" * 5000}"\n',
+        f'3:1: models.small.cores: "{"9" * 40}" {NO_CORES}',
+    ),
     "bad name": (
         f'{SMALL}aliases = ["a b"]\n',
         "3:12: models.small.aliases[0]: a name starts with a letter or digit and holds only letters, digits and . _ : / -",
@@ -86,6 +103,14 @@ FIELDS = {
     "regular expression": (
         f'{SMALL}golden = {{prompt = "x", expect = "("}}\n',
         "3:25: models.small.golden.expect: not a regular expression: missing ), unterminated subpattern at position 0",
+    ),
+    "expression of many groups": (
+        f'{SMALL}golden = {{prompt = "x", expect = "{"(" * 5000}{")" * 5000}"}}\n',
+        "3:25: models.small.golden.expect: not a regular expression: maximum recursion depth exceeded",
+    ),
+    "expression that repeats too often": (
+        f'{SMALL}golden = {{prompt = "x", expect = "a{{99999999999}}"}}\n',
+        "3:25: models.small.golden.expect: not a regular expression: the repetition number is too large",
     ),
     "empty text": (f'{SMALL}golden = {{prompt = "", expect = "x"}}\n', "3:11: models.small.golden.prompt: must not be empty"),
     "address": ('[server]\nlisten = "x"\n', '2:1: server.listen: must be an address and port like "127.0.0.1:8080", not "x"'),
