@@ -25,6 +25,7 @@ class Expansion:
     Expands the values of one file and collects what is wrong in them: key path, what, remedy.
 
     `${NAME}` is taken from *environ* and `${file:PATH}` through *files*, relative to *folder*. `$${` stands for `${`.
+    References are refused under `engine_args`, because what stands there is not secret.
     What was put in is not expanded again. Keys are left alone.
     """
 
@@ -77,13 +78,16 @@ class Expansion:
         name = match[1]
         if match[0] == "$${":
             return "${"
-        if name is None:
+        if at[:2] == ("defaults", "engine_args") or (at[:1] == ("models",) and at[2:3] == ("engine_args",)):
+            self._wrong(at, "may hold no reference: every user can read an engine's arguments", 'write "$${" for a plain "${"')
+        elif name is None:
             self._wrong(at, 'has "${" without "}"', 'write "$${" for a plain "${"')
         elif name.startswith("file:"):
             return self._file(Path(name.removeprefix("file:")), at)
         elif not VARIABLE.fullmatch(name):
             self._wrong(at, f'"${{{name[:40]}}}" names no variable', 'write ${NAME} or ${file:PATH}, and "$${" for a plain "${"')
         elif name in self.environ:
+            self.files.variables[name] = self.environ[name]
             return self.environ[name]
         else:
             self._wrong(at, f"the environment variable {name} is not set", "set it where axiond is started")

@@ -88,12 +88,14 @@ class Files:
     """
     What one manifest reads.
 
-    *named* collects every file read or looked for and every include pattern: what to watch.
+    *named* collects every file read or looked for and every include pattern: what to watch. *variables* are those of the
+    environment that were used.
     *given* holds contents that are not taken from disk.
     """
 
     def __init__(self, given: Mapping[Path, bytes]) -> None:
         self.named: dict[Path, None] = {}
+        self.variables: dict[str, str] = {}
         self._given = given
         self._contents: dict[Path, bytes] = {}
         self._used_bytes = 0
@@ -116,8 +118,10 @@ class Files:
         return expand_globs([pattern])
 
     def etag(self) -> str:
-        """Sixty-four hex digits over everything read."""
+        """Sixty-four hex digits over everything read, and every variable used."""
         digest = hashlib.sha256()
         for path, data in sorted(self._contents.items()):
             digest.update(b"%d %s %d " % (len(str(path)), os.fsencode(path), len(data)) + data)
+        for name, value in sorted(self.variables.items()):
+            digest.update(f"${name} ".encode() + hashlib.sha256(value.encode(errors="surrogateescape")).digest())
         return digest.hexdigest()

@@ -23,7 +23,7 @@ from axiond.manifest.spec import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """*etag* covers everything read. *files* is what to watch: files read or looked for, and include patterns."""
+    """*etag* covers everything read, variables included. *files* is what to watch: files read or looked for, and include patterns."""
 
     manifest: Manifest
     etag: str

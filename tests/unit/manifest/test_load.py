@@ -148,8 +148,8 @@ EXPANSIONS = {
 @pytest.mark.parametrize(("written", "meant"), EXPANSIONS.values(), ids=EXPANSIONS)
 def test_values_are_expanded_once(folder: Path, written: str, meant: str) -> None:
     write(folder / "key", "secret ${A}\n")
-    path = write(folder / "a.toml", f"[models.a]\nsource = 'x'\nengine_args = {{x = ['{written}']}}\n")
-    assert load(path, {"A": "1", "B": "${A}"}).manifest.models["a"].engine_args == {"x": [meant]}
+    path = write(folder / "a.toml", f"[models.a]\nsource = 'x'\nchat_template = '{written}'\n")
+    assert load(path, {"A": "1", "B": "${A}"}).manifest.models["a"].chat_template == meant
 
 
 def test_variables_reach_every_type_of_field_but_no_key(folder: Path) -> None:
@@ -179,6 +179,21 @@ def test_a_reference_that_leads_nowhere_has_a_place(folder: Path, written: str, 
     os.mkfifo(folder / "pipe")
     path = write(folder / "a.toml", f"[models.a]\nsource = '{written}'\n")
     assert problem(path, {"S": "\udc80", "A": "1"}) == f"a.toml:2:1: models.a.source: {expected}"
+
+
+@pytest.mark.parametrize("written", ["${A}", "${file:key}", "x ${A}"])
+@pytest.mark.parametrize("table", ["models.a", "models.engine_args", "defaults"])
+def test_engine_arguments_take_no_reference(folder: Path, table: str, written: str) -> None:
+    """They end in arguments of a process, which everyone can read: no place for a secret."""
+    write(folder / "key", "secret")
+    text = f"[{table}]\nsource = '${{A}}'\nengine_args.x = [1, {{y = '{written}'}}]\n"
+    found = f"a.toml:3:22: {table}.engine_args.x[1].y: may hold no reference: every user can read an engine's arguments"
+    assert problem(write(folder / "a.toml", text), {"A": "1"}).startswith(found)
+
+
+def test_engine_arguments_may_look_like_a_reference(folder: Path) -> None:
+    path = write(folder / "a.toml", "[models.a]\nsource = 'x'\nengine_args.x = '$${A}'\n")
+    assert load(path, {"A": "1"}).manifest.models["a"].engine_args == {"x": "${A}"}
 
 
 INCLUDES = {
@@ -262,20 +277,23 @@ def test_a_match_that_may_not_be_looked_at_is_told(folder: Path) -> None:
         assert problem(root).startswith("a.toml:1:12: include[0]: models.d/b.toml cannot be read: Permission denied")
 
 
-def test_the_etag_covers_every_file_and_nothing_else(folder: Path) -> None:
+def test_the_etag_covers_every_file_and_every_variable_used(folder: Path) -> None:
     root = write(folder / "a.toml", 'include = ["b.toml"]\n[models.a]\nsource = "${file:c}${E}"\n')
     write(folder / "b.toml", "[models]\n")
     write(folder / "c", "x")
 
     def etag(environ: str = "") -> str:
-        return load(root, {"E": environ}).etag
+        return load(root, {"E": environ, "UNUSED": str(len(seen))}).etag
 
-    seen = [etag()]
-    assert [etag(), etag("other")] == [*seen, *seen]
+    seen: list[str] = []
+
+    seen.append(etag())
+    assert [etag()] == seen
+    seen.append(etag("other"))
     for path, text in ((folder / "c", "y"), (folder / "b.toml", "[models]\n\n"), (root, root.read_text() + "#")):
         write(path, text)
         seen.append(etag())
-    assert len(set(seen)) == 4
+    assert len(set(seen)) == 5
     assert all(len(value) == 64 for value in seen)
 
 
