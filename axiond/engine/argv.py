@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -95,6 +96,8 @@ def threads_bind(cores: list[int], workers: int) -> str:
 def checkpoint_problem(spec: ModelSpec, config: Mapping[str, Any]) -> str | None:
     """Say what vLLM would silently ignore or choose otherwise for a checkpoint with this config.json; None if nothing."""
     quantization = config.get("quantization_config") or {}
+    if not isinstance(quantization, Mapping):
+        return 'has a damaged checkpoint: "quantization_config" in its config.json is no table'
     method = str(quantization.get("quant_method") or "an unnamed method") if quantization else None
     if spec.quantization == "none" and method:
         return f'asks for quantization "none", but its checkpoint is quantized with {method}'
@@ -135,4 +138,4 @@ def _world_size(spec: ModelSpec) -> int:
     """Count the workers of one engine, each of which binds its own threads."""
     arguments = {option.lstrip("-").replace("_", "-"): value for option, value in spec.engine_args.items()}
     sizes = (str(arguments.get(f"{kind}-parallel-size", 1)) for kind in ("tensor", "pipeline", "data"))
-    return max(1, math.prod(int(size) for size in sizes if size.isdigit()))
+    return max(1, math.prod(int(size) for size in sizes if re.fullmatch("[0-9]{1,4}", size)))

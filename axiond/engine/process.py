@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ from axiond.engine.engine import Endpoint
 from axiond.engine.golden import GoldenRequestFailed, ask, judge
 from axiond.engine.output import Output, how_ended
 from axiond.engine.sweep import LOCK, descendants, sweep
-from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
+from axiond.errors import EngineError, EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 
@@ -31,6 +33,7 @@ STOP_DEADLINE_S = 10.0
 LONGEST_PARTIAL_LINE = 8192
 PROBE_INTERVAL_S = 0.1
 PROBE_TIMEOUT_S = 5.0
+OUR_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 LONGEST_SOCKET_PATH = 107
 # vLLM puts sockets with names of this length beside ours.
 LONGEST_SOCKET_NAME = 36
@@ -97,12 +100,11 @@ class ProcessEngine:
         except TimeoutError:
             await self.stop()
             raise ProbeTimeout(key, f"was not ready within {spec.start_timeout_s:g} s", self.tail) from None
-        except OSError as exc:
+        except BaseException as exc:
             await self.stop()
-            raise EngineStartError(key, f"could not be started: {exc}", self.tail) from exc
-        except BaseException:
-            await self.stop()
-            raise
+            if isinstance(exc, EngineError) or not isinstance(exc, Exception):
+                raise
+            raise EngineStartError(key, f"could not be started: {exc or type(exc).__name__}", self.tail) from exc
 
     async def wait(self) -> str:
         assert self._life, "wait() before start()"
@@ -158,29 +160,32 @@ class ProcessEngine:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
+            undo.push(self._host)
+            undo.callback(self._host.kill)
+            descriptor = os.pidfd_open(self._host.pid)
             undo.pop_all()
-        self._life = asyncio.create_task(self._live(self._host, lock), name=f"host of {launch.key}")
+        self._life = asyncio.create_task(self._live(self._host, lock, descriptor), name=f"host of {launch.key}")
 
-    async def _live(self, host: subprocess.Popen[bytes], lock: int) -> str:
-        """Read the engine's output until its host ends; leave nothing behind; tell how it ended."""
+    async def _live(self, host: subprocess.Popen[bytes], lock: int, descriptor: int) -> str:
+        """Read the engine's output until its host ends, or cannot be watched; leave nothing behind; tell how it ended."""
         assert host.stdin
         assert host.stdout
-        reading = asyncio.create_task(self._read(host.stdout))
-        try:
-            await ended(host.pid)
-            await asyncio.to_thread(sweep, self._folder, host.pid)
+        with contextlib.ExitStack() as held:
+            held.callback(os.close, descriptor)
+            held.callback(os.close, lock)
+            held.callback(host.stdin.close)
+            reading = asyncio.create_task(self._read(host.stdout))
+            held.callback(reading.cancel)
+            broken = ""
+            try:
+                await ended(descriptor)
+            except OSError as exc:
+                broken = f"was killed by SIGKILL, because its host could not be watched: {exc.strerror}"
+            finally:
+                await uninterrupted(asyncio.create_task(asyncio.to_thread(bury, host.pid, descriptor, self._folder)))
+                code = host.wait()
             await asyncio.wait({reading}, timeout=1.0)
-        except asyncio.CancelledError:
-            # The loop itself ends: nobody will come after.
-            os.kill(host.pid, signal.SIGKILL)
-            sweep(self._folder, host.pid)
-            raise
-        finally:
-            code = host.wait()
-            host.stdin.close()
-            os.close(lock)
-            reading.cancel()
-        return self._output.ending or f"lost its host, which {how_ended(code)}"
+        return broken or self._output.ending or f"lost its host, which {how_ended(code)}"
 
     async def _read(self, pipe: IO[bytes]) -> None:
         loop, reader, partial = asyncio.get_running_loop(), asyncio.StreamReader(), b""
@@ -218,14 +223,16 @@ class ProcessEngine:
     async def _until_hung(self) -> None:
         misses, watch = 0, self._liveness
         timeout = aiohttp.ClientTimeout(watch.timeout_s)
-        while misses < watch.misses:
-            await asyncio.sleep(watch.interval_s)
-            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._socket)), timeout=timeout) as http:
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._socket)), timeout=timeout) as http:
+            while misses < watch.misses:
+                await asyncio.sleep(watch.interval_s)
                 try:
                     is_healthy = await served_names(http, self.endpoint.base_url) is not None
-                except (aiohttp.ClientError, TimeoutError, ValueError):
+                except (aiohttp.ClientError, OSError, ValueError) as exc:
+                    if isinstance(exc, OSError) and exc.errno in OUR_OWN_SHORTAGES:
+                        continue
                     is_healthy = False
-            misses = 0 if is_healthy else misses + 1
+                misses = 0 if is_healthy else misses + 1
 
     async def _until_ready(self, http: aiohttp.ClientSession) -> None:
         endpoint = self.endpoint
@@ -262,12 +269,21 @@ class ProcessEngine:
 
 
 async def served_names(http: aiohttp.ClientSession, base_url: str) -> list[str] | None:
-    """Ask an engine which models it serves; None while it is not healthy."""
+    """
+    Ask an engine which models it serves; None while it is not healthy.
+
+    Raises:
+        ValueError: it answers with something else.
+    """
     async with http.get(f"{base_url}/health") as response:
         if response.status != 200:
             return None
     async with http.get(f"{base_url}/v1/models") as response:
-        return [model["id"] for model in (await response.json())["data"]]
+        answer = await response.read()
+    try:
+        return [str(model["id"]) for model in json.loads(answer)["data"]]
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
+        raise ValueError(f"/v1/models answers with no list of models: {answer[:200]!r}") from exc
 
 
 async def uninterrupted(task: asyncio.Task[None]) -> None:
@@ -282,21 +298,30 @@ async def uninterrupted(task: asyncio.Task[None]) -> None:
         raise cancelled
 
 
-async def ended(pid: int) -> None:
-    """Wait until a child of this process has ended; it is left to be reaped."""
+async def ended(descriptor: int) -> None:
+    """Wait until the process behind a descriptor has ended; it is left to be reaped."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
-    descriptor = os.pidfd_open(pid)
+    loop.add_reader(descriptor, over.set)
     try:
-        loop.add_reader(descriptor, over.set)
         await over.wait()
     finally:
         loop.remove_reader(descriptor)
-        os.close(descriptor)
+
+
+def bury(host: int, descriptor: int, folder: Path) -> None:
+    """End a host, if it still lives, and everything that is left of its engine; it is left to be reaped."""
+    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    over = select.poll()
+    over.register(descriptor, select.POLLIN)
+    over.poll()
+    # Without free descriptors /proc cannot be read; then the host's own sweep has to do.
+    with contextlib.suppress(OSError):
+        sweep(folder, host)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json; empty if there is none or it is broken, which vLLM tells better."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         if isinstance(config := json.loads((folder / "config.json").read_bytes()), dict):
             return config
     return {}

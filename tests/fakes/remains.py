@@ -1,6 +1,7 @@
 """What an engine may leave behind, for asserting that it left nothing."""
 
 import asyncio
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,8 +47,11 @@ async def all_ended(pids: Iterable[int], within_s: float) -> None:
 
 
 async def ended_or_gone(pid: int) -> None:
-    if Path(f"/proc/{pid}").exists():
-        try:
-            await ended(pid)
-        except ProcessLookupError:
-            return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await ended(descriptor)
+    finally:
+        os.close(descriptor)

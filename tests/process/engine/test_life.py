@@ -1,14 +1,17 @@
 """Start, prove, stop: real children, the fake engine."""
 
 import asyncio
+import errno
 import os
 import signal
+import sys
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from axiond.engine.process import Liveness, ProcessEngine, clean_leftovers, memory_bytes
+from axiond.engine import process as process_module
+from axiond.engine.process import Liveness, ProcessEngine, clean_leftovers, memory_bytes, read_config
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import GoldenPrompt
 from tests.fakes.remains import all_ended, folder_of, remains
@@ -260,3 +263,95 @@ async def test_cleaning_leftovers_does_not_touch_a_live_engine(build: Build, run
     pids = engine.pids
     await engine.stop()
     await all_ended(pids, 5)
+
+
+async def test_a_host_that_cannot_be_watched_is_not_left_running(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts: list[int] = []
+
+    def fail(pid: int) -> int:
+        hosts.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    engine = build()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", fail)
+        with pytest.raises(EngineStartError, match=r"could not be started: .*Too many open files"):
+            await engine.start()
+    assert engine.pids == ()
+    assert remains(folder_of(engine.endpoint), hosts) == {}
+
+
+async def test_a_watch_that_breaks_ends_the_engine_and_holds_up_nothing(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_descriptor: int) -> None:
+        await broken.wait()
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    broken = asyncio.Event()
+    monkeypatch.setattr(process_module, "ended", fail)
+    engine = build(engine_args={"ignore-sigterm": True})
+    await engine.start()
+    pids = engine.pids
+    waiting = asyncio.create_task(engine.wait())
+    broken.set()
+    async with asyncio.timeout(10):
+        assert await waiting == "was killed by SIGKILL, because its host could not be watched: Cannot allocate memory"
+    assert remains(folder_of(engine.endpoint), pids) == {}
+
+
+async def test_the_daemons_own_shortage_is_no_sign_of_a_hung_engine(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes: list[aiohttp.ClientSession] = []
+    enough = asyncio.Event()
+
+    async def fail(http: aiohttp.ClientSession, _base_url: str) -> list[str]:
+        probes.append(http)
+        if len(probes) > 5:
+            enough.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    engine = build(liveness=Liveness(interval_s=0.01, timeout_s=0.2, misses=2))
+    await engine.start()
+    monkeypatch.setattr(process_module, "served_names", fail)
+    waiting = asyncio.create_task(engine.wait())
+    async with asyncio.timeout(10):
+        await enough.wait()
+    assert not waiting.done()
+    assert len(set(probes)) == 1
+    await engine.stop()
+    assert await waiting == "was stopped"
+
+
+CONFIGS = {
+    "text": ('{"quantization_config": "awq"}', "is no table"),
+    "list": ('{"quantization_config": ["awq"]}', "is no table"),
+}
+
+
+@pytest.mark.parametrize(("config", "problem"), CONFIGS.values(), ids=CONFIGS)
+async def test_a_damaged_checkpoint_is_refused(build: Build, tmp_path: Path, config: str, problem: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(EngineStartError, match=problem):
+        await build().start()
+
+
+def test_a_config_nested_too_deeply_counts_as_broken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert read_config(tmp_path) == {}
+
+
+ODD_SERVER = """
+import sys
+from aiohttp import web
+async def answer(request):
+    return web.Response(text=sys.argv[1] if request.path == "/v1/models" else "")
+app = web.Application()
+app.router.add_route("*", "/{path:.*}", answer)
+web.run_app(app, path=next(word for word in sys.argv if word.startswith("--uds=")).removeprefix("--uds="), print=None)
+"""
+
+
+@pytest.mark.parametrize("answer", ["no JSON", "[]", '{"data": [{}]}', '{"data": 3}', "null", "[" * 100_000], ids=range(6))
+async def test_a_server_of_another_kind(build: Build, answer: str) -> None:
+    engine = build(command=(sys.executable, "-c", ODD_SERVER, answer))
+    with pytest.raises(EngineStartError, match="could not be started: /v1/models answers with no list of models"):
+        await engine.start()
+    assert remains(folder_of(engine.endpoint)) == {}

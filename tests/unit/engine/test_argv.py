@@ -137,3 +137,11 @@ AWQ = {"quantization_config": {"quant_method": "awq"}}
 def test_what_vllm_would_ignore_in_silence_is_a_problem(fields: dict[str, Any], config: dict[str, Any], problem: str | None) -> None:
     found = checkpoint_problem(ModelSpec(source="s", **fields), config)
     assert (found is None) if problem is None else (found is not None and problem in found)
+
+
+@pytest.mark.parametrize("damaged", ["awq", ["awq"], 4])
+@pytest.mark.parametrize("quantization", ["auto", "none", "awq"])
+def test_a_damaged_config_is_a_problem(damaged: object, quantization: str) -> None:
+    problem = checkpoint_problem(ModelSpec.model_validate({"source": "s", "quantization": quantization}), {"quantization_config": damaged})
+    assert problem is not None
+    assert "is no table" in problem
