@@ -23,6 +23,7 @@ from axiond.engine.plugin import GUARD_SOCKET, PR_SET_PDEATHSIG, die_with_parent
 from axiond.engine.sweep import sweep
 
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 TERM_GRACE_S = 8.0
 # What is left of an engine gets this long to say why one of its processes died.
 WORDS_GRACE_S = 2.0
@@ -152,6 +153,8 @@ def main(argv: Sequence[str]) -> int:
     os.set_inheritable(options.lock, False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # What the daemon may do beyond its user's rights is none of the engine's business.
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     if options.cores:
         os.sched_setaffinity(0, options.cores)
     with socket.socket(socket.AF_UNIX) as guard:
