@@ -12,7 +12,7 @@ from aiohttp import web
 
 from axiond.errors import AxiondError
 from axiond.gateway.admin import Control, build_admin
-from axiond.gateway.connection import ClientServer
+from axiond.gateway.connection import MOST_BODIES_BYTES, Bodies, ClientServer
 from axiond.gateway.metrics import Metrics
 from axiond.gateway.rest import Rest
 from axiond.gateway.upstream import Upstreams
@@ -23,25 +23,30 @@ BACKLOG = 1024
 HIGHEST_PORT = 65535
 LINGER_S = 5.0
 ABORT_TIMEOUT_S = 5.0
+SENT_POLL_S = 0.05
 
 
 @asynccontextmanager
-async def serve_rest(router: Router, server: Server, metrics: Metrics, grace_s: float = 30.0) -> AsyncIterator[tuple[str, int]]:
+async def serve_rest(
+    router: Router, server: Server, metrics: Metrics, grace_s: float = 30.0, most_bodies_bytes: int = MOST_BODIES_BYTES
+) -> AsyncIterator[tuple[str, int]]:
     """
     Serve the REST endpoint while the block runs; yields the address it listens on.
 
-    At the end it stops accepting, lets running requests end for *grace_s* seconds, then ends them with an error.
+    At the end it stops accepting, lets running requests end and their answers be taken for *grace_s* seconds, then ends them with an error.
 
     Raises:
         AxiondError: the address cannot be listened on.
     """
     async with Upstreams(router) as upstreams:
-        rest = Rest(router, upstreams, server, metrics)
+        bodies = Bodies(max(most_bodies_bytes, server.max_request_body))
+        rest = Rest(router, upstreams, server, bodies, metrics)
         listener = _listen(server.listen)
         handler = ClientServer(
             rest.handle,
             max_body_bytes=server.max_request_body,
             head_timeout_s=server.header_timeout_s,
+            stall_timeout_s=server.idle_timeout_s,
             keepalive_timeout=server.idle_timeout_s,
             lingering_time=LINGER_S,
             access_log=None,
@@ -55,14 +60,18 @@ async def serve_rest(router: Router, server: Server, metrics: Metrics, grace_s: 
             yield host, port
             rest.is_closing = True
             await site.stop()
-            await _drain(rest, grace_s)
+            await _drain(rest, handler, grace_s)
         finally:
             await runner.cleanup()
 
 
-async def _drain(rest: Rest, grace_s: float) -> None:
+async def _drain(rest: Rest, clients: ClientServer, grace_s: float) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(rest.wait_until_idle(), grace_s)
+        async with asyncio.timeout(grace_s):
+            await rest.wait_until_idle()
+            while clients.has_unsent():  # transports send no signal of having sent all
+                await asyncio.sleep(SENT_POLL_S)
+                await rest.wait_until_idle()
     rest.abort()
     with suppress(TimeoutError):
         await asyncio.wait_for(rest.wait_until_idle(), ABORT_TIMEOUT_S)

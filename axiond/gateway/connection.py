@@ -1,23 +1,34 @@
-"""What a client may cost before its request is whole: time and bytes."""
+"""What a client may cost: time until its request is whole, time to take its answer, and bytes."""
 
 import asyncio
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from axiond.errors import RequestError
 from axiond.gateway.envelope import Dialect, error_body, error_headers
+from axiond.gateway.exchange import Exchange
+
+MOST_BODIES_BYTES = 512 * 2**20
+READ_BYTES = 2**20
 
 
 class Connection(web.RequestHandler):
-    """One client's connection; cuts off a request head that is not whole in time, which aiohttp does not."""
+    """One client's connection; cuts off a head that is not whole in time and a client that takes nothing, which aiohttp does not."""
 
-    __slots__ = ("_head_timeout_s", "_head_timer")
+    __slots__ = ("_head_timeout_s", "_head_timer", "_stall_timeout_s", "_stall_timer")
 
-    def __init__(self, manager: web.Server, *, head_timeout_s: float, **options: object) -> None:
+    def __init__(self, manager: web.Server, *, head_timeout_s: float, stall_timeout_s: float, **options: object) -> None:
         super().__init__(manager, **options)  # type: ignore[arg-type]
-        self._head_timeout_s = head_timeout_s
+        self._head_timeout_s, self._stall_timeout_s = head_timeout_s, stall_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and the system has not taken yet."""
+        return self.transport.get_write_buffer_size() if self.transport else 0
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -28,10 +39,29 @@ class Connection(web.RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_stall(self.unsent_bytes)
+
+    def resume_writing(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        super().resume_writing()
+
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        for timer in (self._head_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def _watch_stall(self, unsent_bytes: int) -> None:
+        self._stall_timer = self._loop.call_later(self._stall_timeout_s, self._check_stall, unsent_bytes)
+
+    def _check_stall(self, unsent_bytes: int) -> None:
+        if self.unsent_bytes != unsent_bytes:
+            self._watch_stall(self.unsent_bytes)
+        elif self.transport is not None:
+            self.transport.abort()
 
     def _head_is_late(self) -> None:
         error = RequestError(408, "request_timeout", f"The request head was not complete within {self._head_timeout_s:g} s.")
@@ -65,34 +95,66 @@ class ClientServer(web.Server):
     def __call__(self) -> web.RequestHandler:
         return Connection(self, loop=self._loop, **self._options)  # type: ignore[arg-type]
 
+    def has_unsent(self) -> bool:
+        """Whether a client has yet to take some of its answer."""
+        return any(isinstance(client, Connection) and client.unsent_bytes for client in self.connections)
+
     def _request(self, message, payload, protocol, writer, task):  # type: ignore[no-untyped-def]
         return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=self._max_body_bytes)
 
 
-async def read_body(request: web.BaseRequest, timeout_s: float) -> bytes:
+@dataclass(slots=True)
+class Bodies:
+    """The request bodies that all running requests hold together."""
+
+    most_bytes: int
+    held_bytes: int = 0
+
+    def refuse_above(self, more_bytes: int) -> None:
+        """Raises RequestError 503 if *more_bytes* are too many."""
+        if self.held_bytes + more_bytes > self.most_bytes:
+            message = "Too many large requests are being handled; try again later."
+            raise RequestError(503, "overloaded", message, retry_after_s=5)
+
+
+async def read_body(exchange: Exchange, bodies: Bodies, timeout_s: float) -> bytes:
     """
-    Read the whole body.
+    Read the whole body. It counts among *bodies* until the exchange is over.
 
     Raises:
-        RequestError: 413 too large, 408 too slow, 400 not readable.
+        RequestError: 413 too large, 408 too slow, 400 not readable, 503 too many are held.
     """
+    request = exchange.request
+    told_bytes = request.content_length or 0
+    if told_bytes > request.client_max_size:
+        raise _too_large(request)
+    bodies.refuse_above(told_bytes)
     try:
         if request.content.is_eof():
-            return await request.read()
+            return await _read(exchange, bodies)
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
-            _refuse_large(request)
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        _refuse_large(request)
         async with asyncio.timeout(timeout_s):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge as exc:
-        raise RequestError(413, "request_too_large", f"The request body is larger than {request.client_max_size} bytes.") from exc
+            return await _read(exchange, bodies)
     except TimeoutError as exc:
         raise RequestError(408, "request_timeout", f"The request body was not complete within {timeout_s:g} s.") from exc
     except web.RequestPayloadError as exc:
         raise RequestError(400, "invalid_body", f"The request body could not be read: {str(exc)[:200]}") from exc
 
 
-def _refuse_large(request: web.BaseRequest) -> None:
-    if (request.content_length or 0) > request.client_max_size:
-        raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
+async def _read(exchange: Exchange, bodies: Bodies) -> bytes:
+    """As `request.read()`, but every chunk counts as it comes."""
+    request, chunks = exchange.request, []
+    request.content.set_read_chunk_size(READ_BYTES)
+    while chunk := await request.content.readany():
+        bodies.refuse_above(len(chunk))
+        bodies.held_bytes += len(chunk)
+        exchange.body_bytes += len(chunk)
+        if exchange.body_bytes > request.client_max_size:
+            raise _too_large(request)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(request: web.BaseRequest) -> RequestError:
+    return RequestError(413, "request_too_large", f"The request body is larger than {request.client_max_size} bytes.")

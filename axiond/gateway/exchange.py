@@ -16,19 +16,18 @@ class Exchange:
     """
     One request and its answer, for the metrics and the access log. Times are in seconds of one monotonic clock.
 
-    A client that takes nothing for *stall_timeout_s* is cut off. *lost* says why the request died through no fault of the
-    client; *is_aborted* that its task was cancelled by axiond.
+    *lost* says why the request died through no fault of the client; *is_aborted* that its task was cancelled by axiond.
     """
 
     request: web.BaseRequest
     request_id: str
     dialect: Dialect
     began_at: float
-    stall_timeout_s: float = 75.0
     model: str = ""
     status: int = 0
     lost: str = ""
     retries: int = 0
+    body_bytes: int = 0
     sent_bytes: int = 0
     first_byte_at: float = 0.0
     last_byte_at: float = 0.0

@@ -11,14 +11,14 @@ from structlog.typing import FilteringBoundLogger
 from axiond import log
 from axiond.errors import EngineError, RequestError
 from axiond.gateway.body import model_in_form, model_in_json, rename_in_form, rename_in_json
-from axiond.gateway.connection import read_body
+from axiond.gateway.connection import Bodies, read_body
 from axiond.gateway.exchange import Exchange
 from axiond.gateway.headers import forwarded
 from axiond.gateway.relay import relay
 from axiond.gateway.upstream import Upstreams
 from axiond.manifest.spec import Server
 from axiond.reconcile.state import EngineKey
-from axiond.routing.choose import engine_name
+from axiond.routing.choose import candidates, engine_name
 from axiond.routing.router import Lease, Router
 
 JSON_PATHS = frozenset((
@@ -48,14 +48,14 @@ class Ask:
         """The body that asks for *name*: the very same bytes if it does already."""
         if self.body is None or not self.is_named or name == self.name:
             return self.body
-        return rename_in_form(self.body, self.form_type, name) if self.form_type else rename_in_json(self.body, self.name, name)
+        return rename_in_form(self.body, self.form_type, name) if self.form_type else rename_in_json(self.body, name)
 
 
 class Passthrough:
     """Answers requests from engines, unchanged but for the model's name."""
 
-    def __init__(self, router: Router, upstreams: Upstreams, server: Server, logger: FilteringBoundLogger) -> None:
-        self._router, self._upstreams, self._server, self._log = router, upstreams, server, logger
+    def __init__(self, router: Router, upstreams: Upstreams, server: Server, bodies: Bodies, logger: FilteringBoundLogger) -> None:
+        self._router, self._upstreams, self._server, self._bodies, self._log = router, upstreams, server, bodies, logger
         self._responses: OrderedDict[str, str] = OrderedDict()
 
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
@@ -65,7 +65,7 @@ class Passthrough:
         Raises:
             RequestError: nothing was sent yet.
         """
-        ask = await self._read(exchange.request)
+        ask = await self._read(exchange)
         response = await self._forward(exchange, ask)
         if exchange.request.rel_url.raw_path == "/v1/responses" and (found := _RESPONSE_ID.search(exchange.head)):
             self._remember(found[1].decode(), ask.name)
@@ -73,16 +73,17 @@ class Passthrough:
 
     async def answer_stored(self, exchange: Exchange, response_id: str) -> web.StreamResponse:
         """Get or cancel a stored response, from the model that made it."""
-        body = await read_body(exchange.request, self._server.header_timeout_s)
+        body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
         name = self._responses.get(response_id) or self._only_name()
         return await self._forward(exchange, Ask(name, body or None, is_named=False))
 
-    async def _read(self, request: web.BaseRequest) -> Ask:
+    async def _read(self, exchange: Exchange) -> Ask:
+        request = exchange.request
         form = request.rel_url.raw_path in FORM_PATHS
         wanted = "multipart/form-data" if form else "application/json"
         if request.content_type != wanted:
             raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {wanted}, not {request.content_type[:100]}.")
-        body = await read_body(request, self._server.header_timeout_s)
+        body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
         form_type = request.headers["Content-Type"] if form else ""
         name = model_in_form(body, form_type) if form else model_in_json(body)
         return Ask(name or self._only_name(), body, bool(name), form_type)
@@ -100,12 +101,14 @@ class Passthrough:
         """Try engines until one answers; none is tried twice."""
         draw = random.random()  # noqa: S311  # spreads load, guards nothing
         failed: list[EngineKey] = []
+        exchange.model = next(iter(candidates(self._router.table, ask.name, draw)), "")
         while True:
             with await self._router.lease(ask.name, draw, failed) as lease:
                 exchange.model, exchange.retries = lease.pool.model, len(failed)
                 try:
                     return await self._attempt(exchange, ask, lease)
                 except EngineError as error:
+                    exchange.lost = ""
                     failed.append(lease.endpoint.key)
                     self._log.warning(log.REQUEST_WAS_RETRIED, request_id=exchange.request_id, reason=str(error))
                     if len(failed) == MOST_ATTEMPTS:

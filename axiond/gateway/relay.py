@@ -16,7 +16,6 @@ from axiond.gateway.usage import split_events
 
 MOST_WHOLE_BYTES = 2**20
 NO_SUCH_PATH = b'{"detail":"Not Found"}'  # of vLLM's web framework, where the model has no such task
-NEVER_BLOCKS_BYTES = 2**13  # a transport resumes its writer at a buffer of 2**14 or less
 
 
 async def relay(upstream: aiohttp.ClientResponse, endpoint: Endpoint, exchange: Exchange) -> web.StreamResponse:
@@ -94,18 +93,9 @@ async def _relay_events(
 
 
 async def send(chunk: bytes, response: web.StreamResponse, exchange: Exchange) -> None:
-    """Write, and wait while the client is slow, but not for ever."""
-    transport = exchange.request.transport
+    """Write, and wait while the client is slow; its connection ends if it takes nothing."""
     exchange.note(chunk, time.monotonic())
-    if transport is None or transport.get_write_buffer_size() + len(chunk) < NEVER_BLOCKS_BYTES:
-        await response.write(chunk)
-        return
-    try:
-        async with asyncio.timeout(exchange.stall_timeout_s):
-            await response.write(chunk)
-    except TimeoutError:
-        transport.abort()
-        raise ConnectionResetError(f"the client took nothing for {exchange.stall_timeout_s:g} s") from None
+    await response.write(chunk)
 
 
 async def end_stream(response: web.StreamResponse, exchange: Exchange, error: RequestError) -> None:

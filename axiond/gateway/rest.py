@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from axiond import log
 from axiond.errors import RequestError
 from axiond.gateway.auth import authorize
+from axiond.gateway.connection import Bodies
 from axiond.gateway.envelope import dialect_of, error_body, error_headers
 from axiond.gateway.exchange import CLIENT_GONE, Exchange
 from axiond.gateway.headers import SERVER
@@ -30,10 +31,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 class Rest:
     """Answers every request of the REST endpoint. Knows which are running, so that a shutdown can end them."""
 
-    def __init__(self, router: Router, upstreams: Upstreams, server: Server, metrics: Metrics) -> None:
-        self._router, self._metrics, self._stall_timeout_s = router, metrics, server.idle_timeout_s
+    def __init__(self, router: Router, upstreams: Upstreams, server: Server, bodies: Bodies, metrics: Metrics) -> None:
+        self._router, self._metrics, self._bodies = router, metrics, bodies
         self._log = structlog.get_logger().bind()
-        self._passthrough = Passthrough(router, upstreams, server, self._log)
+        self._passthrough = Passthrough(router, upstreams, server, bodies, self._log)
         self._running: dict[asyncio.Task[object], Exchange] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,7 +52,7 @@ class Rest:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Never raises for what can be answered; the request is counted and logged whichever way it ends."""
         path = request.rel_url.raw_path
-        exchange = Exchange(request, _request_id(request), dialect_of(path), time.monotonic(), self._stall_timeout_s)
+        exchange = Exchange(request, _request_id(request), dialect_of(path), time.monotonic())
         task = asyncio.current_task()
         assert task is not None
         self._running[task] = exchange
@@ -66,6 +67,7 @@ class Rest:
             raise
         finally:
             del self._running[task]
+            self._bodies.held_bytes -= exchange.body_bytes
             if not self._running:
                 self._idle.set()
             self._note(exchange, path)
@@ -149,7 +151,7 @@ def _refuse(exchange: Exchange, error: RequestError) -> web.Response:
     exchange.sent_bytes = len(body)
     headers = {**error_headers(error), "Server": SERVER, "X-Request-ID": exchange.request_id}
     response = web.Response(status=error.status, body=body, headers=headers)
-    if error.status in (408, 413):
+    if error.status in (408, 413) or error.code == "overloaded":  # the body was not read to its end
         response.force_close()
     return response
 

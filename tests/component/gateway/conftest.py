@@ -14,6 +14,7 @@ import pytest
 
 from axiond.engine.engine import Endpoint
 from axiond.gateway.app import serve_rest
+from axiond.gateway.connection import MOST_BODIES_BYTES
 from axiond.gateway.metrics import Metrics
 from axiond.manifest.spec import ModelSpec, Route, Server
 from axiond.reconcile.state import EngineKey
@@ -117,12 +118,12 @@ async def open_site() -> AsyncIterator[SiteMaker]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gw")))
 
-        async def open_one(grace_s: float = 5.0, **settings: Any) -> Site:
+        async def open_one(grace_s: float = 5.0, most_bodies_bytes: int = MOST_BODIES_BYTES, **settings: Any) -> Site:
             router = Router(lambda: None)
             metrics = Metrics(router)
             site = Site(router, metrics, folder, stack, server=Server(listen="127.0.0.1:0", **settings))
             await stack.enter_async_context(site.serving)
-            host, port = await site.serving.enter_async_context(serve_rest(router, site.server, metrics, grace_s))
+            host, port = await site.serving.enter_async_context(serve_rest(router, site.server, metrics, grace_s, most_bodies_bytes))
             site.url = f"http://{host}:{port}"
             site.session = await stack.enter_async_context(aiohttp.ClientSession(site.url, timeout=aiohttp.ClientTimeout(DEADLINE_S)))
             return site

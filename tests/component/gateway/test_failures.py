@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+import psutil
 import pytest
 
 from axiond.engine.engine import Endpoint
@@ -194,6 +195,83 @@ async def test_a_client_that_does_not_read_holds_the_engine_back_but_not_for_eve
             if idle_timeout_s < 10:
                 await fountain.is_cut_off.wait()
     assert fountain.sent_bytes < 16 * 2**20
+
+
+async def test_an_error_that_was_retried_is_not_lost(site: Site) -> None:
+    """The first engine begins a 500 and dies over it; the second answers."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 501 Not Implemented\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+
+    async with raw_engine(site.folder / "raw.sock", answer) as endpoint:
+        site.route(Fake(endpoint, None), await site.start_engine("m", replica=1))  # type: ignore[arg-type]
+        async with site.session.post("/v1/chat/completions", json=chat()) as response:
+            assert response.status == 200
+    assert await site.metric("axiond_request_retries_total", model="m") == 1
+    assert await site.metric("axiond_requests_lost_total", reason="engine_error") is None
+
+
+WHOLE = b"x" * 900_000
+PIPELINED = 20  # more than a socket's buffers hold
+
+
+async def answer_whole(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(WHOLE) + WHOLE)
+    await writer.drain()
+
+
+def served_connections(site: Site) -> int:
+    """How many clients the gateway has, by its sockets."""
+    port = int(site.url.rpartition(":")[2])
+    return sum(found.status == psutil.CONN_ESTABLISHED and found.laddr.port == port for found in psutil.Process().net_connections("tcp"))
+
+
+async def until_stuck(site: Site) -> None:
+    """Until the gateway answers no more, for its client reads no more."""
+    before, answered = -1.0, 0.0
+    while not answered or before != answered:
+        await asyncio.sleep(0.2)
+        before, answered = answered, await site.metric("axiond_requests_total", model="m", code="200") or 0.0
+    assert answered < PIPELINED
+
+
+async def test_a_client_that_does_not_read_whole_answers_is_cut_off(open_site: SiteMaker) -> None:
+    site: Site = await open_site(idle_timeout_s=1.0)
+    async with raw_engine(site.folder / "raw.sock", answer_whole) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with raw_client(site.url) as (_, writer):
+            writer.write(post("/v1/embeddings", orjson.dumps({"model": "m"})) * PIPELINED)
+            await until_stuck(site)
+            await until(lambda: served_connections(site) == 0)
+
+
+async def test_a_client_that_reads_slowly_is_not_cut_off(open_site: SiteMaker) -> None:
+    """Each read is within the timeout; all of them take far longer."""
+    site: Site = await open_site(idle_timeout_s=0.4)
+    async with raw_engine(site.folder / "raw.sock", answer_whole) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with raw_client(site.url) as (reader, writer):
+            writer.write(post("/v1/embeddings", orjson.dumps({"model": "m"})) * PIPELINED)
+            for _ in range(PIPELINED):
+                await asyncio.sleep(0.1)  # the client's slowness
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                assert await asyncio.wait_for(reader.readexactly(len(WHOLE)), 10) == WHOLE
+
+
+async def test_a_shutdown_waits_until_whole_answers_are_taken(open_site: SiteMaker) -> None:
+    """So the client's next request is still answered, with the word that there will be no more."""
+    site: Site = await open_site(grace_s=20)
+    async with raw_engine(site.folder / "raw.sock", answer_whole) as endpoint:
+        site.route(Fake(endpoint, None))  # type: ignore[arg-type]
+        async with raw_client(site.url) as (reader, writer):
+            writer.write(post("/v1/embeddings", orjson.dumps({"model": "m"})) * PIPELINED)
+            await until_stuck(site)
+            async with running(site.close()) as closing:
+                taken = await asyncio.wait_for(reader.read(), 20)
+                await asyncio.wait_for(closing, 10)
+    *_, last_head, last_body = taken.split(b"\r\n\r\n")
+    assert (b"Connection: close" in last_head, last_body) == (True, WHOLE)
 
 
 async def test_an_error_that_the_engine_streams_itself_counts_as_lost(site: Site) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from axiond.manifest.spec import ModelSpec
 
-from .conftest import Site, SiteMaker, chat
+from .conftest import Site, SiteMaker, chat, running, until
 from .raw import post, raw_client
 
 JSON = {"Content-Type": "application/json"}
 PATH = "/v1/chat/completions"
+FORM_PATH = "/v1/audio/transcriptions"
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ async def known(site: Site) -> Site:
         pytest.param("POST", PATH, b"\xff\xfe{}", JSON, 400, "invalid_json", id="no-text"),
         pytest.param("POST", PATH, b"[" * 200_000, JSON, 400, "invalid_json", id="deeply-nested"),
         pytest.param("POST", PATH, b'{"model": 1}', JSON, 400, "invalid_type", id="model-is-no-string"),
+        pytest.param("POST", PATH, b'{"model": "\\ud800"}', JSON, 400, "invalid_type", id="model-is-half-a-character"),
+        pytest.param("POST", FORM_PATH, b"--x--", {"Content-Type": "multipart/form-data"}, 400, "invalid_form", id="no-boundary"),
         pytest.param("POST", PATH, b'{"model": "x"}', {"Content-Type": "text/plain"}, 415, "unsupported_media_type", id="content-type"),
         pytest.param("POST", PATH, b'{"model": "x"}', {}, 415, "unsupported_media_type", id="no-content-type"),
         pytest.param("POST", "/v1/audio/translations", b"{}", JSON, 415, "unsupported_media_type", id="json-for-a-form"),
@@ -53,6 +56,20 @@ async def test_nonsense_is_answered_in_openais_envelope(
         error = (await answer.json())["error"]
     assert (answer.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
     assert error.keys() == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "status"),
+    [
+        pytest.param(FORM_PATH, b"multipart/form-data; boundary=\xff", 400, id="boundary"),
+        pytest.param(PATH, b"text/\xff", 415, id="content-type"),
+    ],
+)
+async def test_bytes_that_are_no_text_are_refused_as_such(known: Site, path: str, content_type: bytes, status: int) -> None:
+    async with raw_client(known.url) as (reader, writer):
+        writer.write(post(path, b"--x--").replace(b"application/json", content_type))
+        line = await asyncio.wait_for(reader.readline(), 10)
+    assert int(line.split()[1]) == status
 
 
 async def test_an_unknown_model_is_told_the_nearest(known: Site) -> None:
@@ -120,6 +137,30 @@ async def test_a_client_that_asks_first_is_told_to_go_on_or_not(open_site: SiteM
     async with raw_client(site.url) as (reader, writer):
         writer.write(post("/v1/completions", b"", length=5000).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413")
+
+
+async def test_bodies_held_by_all_requests_together_are_limited_until_they_end(open_site: SiteMaker) -> None:
+    site: Site = await open_site(max_request_body=2**20, most_bodies_bytes=2 * 2**20)
+    site.route(specs={"m": ModelSpec(source="/m")})
+    site.change_pool("m", is_coming=True)
+    body = orjson.dumps({"model": "m", "prompt": "x" * 900_000})
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 2**16
+
+    def ask(data: Any) -> Any:
+        return site.session.post("/v1/completions", data=data, headers=JSON)
+
+    async with running(ask(io.BytesIO(body))), running(ask(io.BytesIO(body))):
+        await until(lambda: site.router.queued("m") == 2)
+        for data in (io.BytesIO(body), endless()):
+            async with ask(data) as refused:
+                assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+                assert (await refused.json())["error"]["code"] == "overloaded"
+    await until(lambda: site.router.queued("m") == 0)
+    async with running(ask(io.BytesIO(body))):
+        await until(lambda: site.router.queued("m") == 1)
 
 
 @pytest.mark.parametrize(

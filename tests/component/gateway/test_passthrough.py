@@ -56,7 +56,9 @@ async def test_an_alias_or_route_is_replaced_by_the_engines_name(site: Site, ask
     raw = b'{"n": 123456789012345678901234567890, "model": "%b", "messages": []}' % asked.encode()
     async with site.session.post("/v1/chat/completions", data=raw, headers={"Content-Type": "application/json"}) as answer:
         assert (await answer.json())["model"] == sent
-    assert (await fake.stats())["last"]["body"].encode() == raw.replace(asked.encode(), sent.encode())
+    assert (await fake.stats())["last"]["body"].encode() == (
+        raw if asked == sent else b'{"n":123456789012345678901234567890,"model":"m","messages":[]}'
+    )
 
 
 @pytest.mark.parametrize("named", [None, "", "m"])
