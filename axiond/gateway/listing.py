@@ -21,12 +21,12 @@ def show_model(table: RouteTable, name: str) -> Entry:
 
 
 def not_ready_because(table: RouteTable) -> str:
-    """Why requests would be refused now; empty if they would not."""
+    """Why requests would be refused now, in words that anybody may read; empty if they would not."""
     if table.generation == 0:
         return "no manifest is served yet"
     if table.serves_any:
         return ""
-    return "; ".join(f"model {pool.model}: {pool.reason or 'no engine'}" for pool in list(table.pools.values())[:10])
+    return "; ".join(f"model {pool.model}: {pool_state(pool)}" for pool in list(table.pools.values())[:10])
 
 
 def pool_state(pool: Pool) -> str:

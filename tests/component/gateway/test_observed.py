@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from axiond.manifest.spec import ModelSpec
+from axiond.manifest.spec import ModelSpec, Route, Weighted
 
 from .conftest import Site, SiteMaker, chat
 
@@ -44,7 +44,8 @@ async def test_probes_and_scrapers_need_no_key(site: Site, path: str) -> None:
     [
         pytest.param(None, {}, "no manifest is served yet", id="nothing-served"),
         pytest.param({}, {}, "ready", id="no-models"),
-        pytest.param({"m": ModelSpec(source="/m")}, {"reason": "engine is starting"}, "model m: engine is starting", id="starting"),
+        pytest.param({"m": ModelSpec(source="/m")}, {"reason": "of /secret", "is_coming": True}, "model m: starting", id="starting"),
+        pytest.param({"m": ModelSpec(source="/m")}, {"reason": "no such file: /secret"}, "model m: unavailable", id="failed"),
         pytest.param({"m": ModelSpec(source="/m", load="lazy")}, {"is_lazy": True}, "ready", id="lazy"),
     ],
 )
@@ -84,6 +85,18 @@ async def test_tokens_and_times_are_counted(site: Site) -> None:
     per_token = await site.metric("axiond_time_per_output_token_seconds_sum", model="m")
     assert per_token is not None
     assert 0.008 < per_token < 0.5
+
+
+async def test_a_refusal_counts_for_the_model_it_was_meant_for(site: Site) -> None:
+    route = Route(name="route", models=(Weighted(model="m"),))
+    site.route(specs={"m": ModelSpec(source="/m", aliases=("alias",))}, routes=(route,), max_queue=0)
+    pools: tuple[tuple[dict[str, Any], int], ...] = (({"reason": "out of memory"}, 503), ({"is_coming": True}, 429))
+    for pool, status in pools:
+        site.change_pool("m", **pool)
+        for name in ("m", "alias", "route"):
+            async with site.session.post("/v1/chat/completions", json=chat(name)) as answer:
+                assert answer.status == status
+        assert await site.metric("axiond_requests_total", model="m", code=str(status)) == 3
 
 
 async def test_the_series_of_a_removed_model_go_with_it(site: Site) -> None:
