@@ -23,10 +23,11 @@ from axiond.manifest.load import load
 from axiond.manifest.merge import merge
 from axiond.manifest.schema import json_schema
 from axiond.manifest.spec import Manifest as ManifestSpec
+from axiond.manifest.store import LastGood, state_folder
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import Observed
 from axiond.render import event_line, exit_code, plan_view, status_view
-from axiond.report import Report, Status
+from axiond.report import PlanReport, Report, Status
 
 DEFAULT_MANIFEST: Final = Path("/etc/axiond/axiond.toml")
 DEFAULT_SOCKET: Final = Path("/run/axiond/admin.sock")
@@ -149,6 +150,8 @@ def plan(manifest: Manifest = DEFAULT_MANIFEST, socket: Socket = None, as_json: 
 
     Per model the verdict and the fields responsible. Strategy surge starts the new engine beside the old; stop-first has no room for both.
 
+    Without a daemon, the manifest is compared with what was last served from it, if anything was.
+
     Exit code 0: nothing to do. 2: changes. 1: error.
 
     Example: cp /etc/axiond/axiond.toml new.toml; vi new.toml; axiond plan new.toml
@@ -177,7 +180,7 @@ def reload(
 
 
 @app.command(rich_help_panel="Look")
-def schema() -> None:
+def schema(_as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which it does anyway.")] = False) -> None:
     """
     Print the manifest's JSON Schema; x-axiond-change says of every field what a change costs.
 
@@ -211,7 +214,7 @@ def events(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, a
     """
     Follow what happens, one line per event.
 
-    Example: axiond events --json | jq 'select(.name == "engine.exited")'
+    Example: axiond events --json | jq 'select(.name == "engine.changed_state")'
     """
     raise typer.Exit(_run(_events(_find_socket(socket, manifest), as_json)))
 
@@ -227,12 +230,19 @@ async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
         async with AdminClient(socket) as admin:
             report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
     except DaemonUnreachable as exc:
-        _complain(f"{exc}; this is what a first start would do:")
-        report = preview(1, ManifestSpec(), load(manifest).manifest, Observed())
+        words, report = _plan_alone(manifest)
+        _complain(f"{exc}; {words}:")
     _print(report if as_json else plan_view(report))
-    for problem in report.problems:
-        _complain(problem)
-    return FAILED if report.problems else OK if report.is_empty else CHANGES
+    return OK if report.is_empty else CHANGES
+
+
+def _plan_alone(manifest: Path) -> tuple[str, PlanReport]:
+    candidate = load(manifest).manifest
+    stored, _ = LastGood(state_folder(), manifest.absolute()).load()
+    if stored:
+        report = preview(stored.generation + 1, stored.manifest, candidate, Observed())
+        return f"compared with generation {stored.generation}, the last good one", report
+    return "this is what a first start would do", preview(1, ManifestSpec(), candidate, Observed())
 
 
 async def _reload(socket: Path, wait: bool, timeout_s: float, as_json: bool) -> int:
