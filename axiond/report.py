@@ -118,7 +118,6 @@ class PlanReport(Report):
     models: tuple[ModelChange, ...]
     server: tuple[FieldChange, ...] = ()
     routes: tuple[FieldChange, ...] = ()
-    problems: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -260,9 +260,9 @@ async def against_vllm(http: aiohttp.ClientSession, folder: Path, source: str, d
                 started = time.perf_counter()
                 model["max_num_seqs"] = 16 + number
                 daemon.write()
-                status = await daemon.settled(2 + number)
-                if not is_served(status):
-                    raise SystemExit(str(status.conditions))
+                report = await daemon.reloaded(within_s=900)
+                if not report.is_realised:
+                    raise SystemExit(report.message)
                 swaps_s.append(round(time.perf_counter() - started, 1))
                 await asyncio.sleep(3)
 

@@ -58,8 +58,10 @@ def _check_cpu_list(cores: str) -> str:
 def _check_regex(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as exc:
+    except (re.error, OverflowError) as exc:
         raise ValueError(f"not a regular expression: {exc}") from exc
+    except RecursionError:
+        raise ValueError("not a regular expression: nested too deeply") from None
     return pattern
 
 

@@ -88,7 +88,7 @@ class Running:
                 status = await admin.status()
                 if status.generation >= generation and status.is_settled:
                     return status
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
     async def stop(self, number: int = signal.SIGTERM, within_s: float = 60.0) -> int:
         """Signal it and wait for its end; return its exit code."""

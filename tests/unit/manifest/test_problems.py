@@ -106,7 +106,7 @@ FIELDS = {
     ),
     "expression of many groups": (
         f'{SMALL}golden = {{prompt = "x", expect = "{"(" * 5000}{")" * 5000}"}}\n',
-        "3:25: models.small.golden.expect: not a regular expression: maximum recursion depth exceeded",
+        "3:25: models.small.golden.expect: not a regular expression: nested too deeply",
     ),
     "expression that repeats too often": (
         f'{SMALL}golden = {{prompt = "x", expect = "a{{99999999999}}"}}\n',
