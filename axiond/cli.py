@@ -98,7 +98,10 @@ def _axiond(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 
 @app.command(rich_help_panel="Serve")
-def serve(manifest: Manifest = DEFAULT_MANIFEST) -> None:
+def serve(
+    manifest: Manifest = DEFAULT_MANIFEST,
+    as_json: Annotated[bool, typer.Option("--json", help="Log JSON lines, also on a terminal.")] = False,
+) -> None:
     """
     Run the daemon in the foreground until SIGTERM.
 
@@ -108,7 +111,7 @@ def serve(manifest: Manifest = DEFAULT_MANIFEST) -> None:
     """
     from axiond import daemon  # half a second of imports that no other command needs
 
-    raise typer.Exit(daemon.run(manifest))
+    raise typer.Exit(daemon.run(manifest, daemon.Settings(log_format="json" if as_json else None)))
 
 
 @app.command(rich_help_panel="Change")

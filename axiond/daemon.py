@@ -37,6 +37,7 @@ from axiond.reconcile.loop import Listener, Reconciler
 from axiond.reconcile.state import EngineKey, SourceKey
 from axiond.resources.budget import budget_bytes
 from axiond.resources.cores import cores_of
+from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch
 
 LEFTOVERS_TIMEOUT_S = 10.0
@@ -44,10 +45,11 @@ LEFTOVERS_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What tests and benchmarks may change: the engines' command and the memory that they share."""
+    """What overrides the manifest or the machine: the engines' command and memory for tests, the log's format for people."""
 
     engine_command: tuple[str, ...] = ()
     budget_bytes: int | None = None
+    log_format: log.LogFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,11 @@ async def _serve(path: Path, settings: Settings) -> None:
     store = LastGood(state_folder(), path)
     boot = _read_boot(path, store)
     server = boot.manifest.server
-    log.configure(server.log_level, server.log_format)
+    log.configure(server.log_level, settings.log_format or server.log_format)
     _raise_file_limit()
     with _only_daemon(server.runtime_dir):
         await asyncio.to_thread(_clean, server)
+        await asyncio.to_thread(cache.sweep, server.state_dir)
         async with asyncio.TaskGroup() as tasks:
             await _Daemon(path, boot, store, server, settings, tasks).serve()
 
