@@ -49,7 +49,7 @@ class FakeHub:
         try:
             yield self.address
         finally:
-            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(_end(runner), loop).result(10)
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
             loop.close()
@@ -59,7 +59,7 @@ class FakeHub:
         app.router.add_get("/api/models/{owner}/{name}/revision/{revision}", self._info)
         app.router.add_get("/api/models/{owner}/{name}/tree/{revision}", self._tree)
         app.router.add_get("/{owner}/{name}/resolve/{revision}/{path:.+}", self._file)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -130,6 +130,15 @@ class FakeHub:
             if is_big and self.is_held:
                 self.held.set()
                 await asyncio.Event().wait()
+
+
+async def _end(runner: web.AppRunner) -> None:
+    """Close everything, the downloads that are held too: what the loop leaves behind would fail a later test."""
+    await runner.cleanup()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 class _Refused(Exception):
