@@ -21,7 +21,14 @@ is_terminal() { [ -t 1 ]; }
 missing=()
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
 "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || missing+=(libnuma1) # vLLM's kernels are linked to it
-[ ${#missing[@]} = 0 ] || fail "$python and vLLM need what is not installed: apt-get install ${missing[*]}"
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    fail "$python and vLLM need what is not installed: apt-get install ${missing[*]}"
+  fi
+  echo "Installing ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+fi
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
