@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from axiond.reconcile.plan import is_troubled, wanted_keys, without_room
+from axiond.reconcile.plan import FAILING, is_troubled, wanted_keys, without_room
 from axiond.reconcile.state import EngineState, Observed, SourceState, Target
 from axiond.report import Condition, ConditionType, RejectionReport
 
@@ -49,7 +49,7 @@ def troubles(observed: Observed) -> tuple[str, ...]:
     for model in observed.serving.models.values():
         for key in model.engines():
             view = observed.engines.get(key)
-            if view and view.state in (EngineState.BACKOFF, EngineState.FAILED):
+            if view and view.state in FAILING:
                 found.append(f"{key.model}: {view.reason}")
         source = observed.sources.get(model.source)
         if source and source.state is SourceState.FAILED:

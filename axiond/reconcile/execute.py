@@ -206,17 +206,16 @@ class Executor:
         except SourceError as exc:
             self._lose(source, record, exc.problem, failures)
         except Exception as exc:  # a bug; it costs this source, not the daemon
-            self._events.emit(log.SOURCE_FETCH_FAILED, level="exception", source=str(source), problem=repr(exc))
-            self._lose(source, record, f"failed unexpectedly: {exc!r}", failures)
+            self._lose(source, record, f"failed unexpectedly: {exc!r}", failures, level="exception")
         else:
             record.folder = fetched.folder
             record.view = SourceView(SourceState.READY, fetched.note, fetched.weight_bytes)
         self._wake()
 
-    def _lose(self, source: SourceKey, record: SourceRecord, problem: str, failures: int) -> None:
+    def _lose(self, source: SourceKey, record: SourceRecord, problem: str, failures: int, level: str = "error") -> None:
         retry_at = self._world.now() + retry_delay_s(failures, self._world.jitter())
         record.view = SourceView(SourceState.FAILED, problem, retry_at=retry_at, failures=failures)
-        self._events.emit(log.SOURCE_FETCH_FAILED, level="error", source=str(source), problem=problem)
+        self._events.emit(log.SOURCE_FETCH_FAILED, level=level, source=str(source), problem=problem)
 
 
 async def _end(record: EngineRecord) -> None:

@@ -199,7 +199,6 @@ class Reconciler:
             log.set_level(self.desired.manifest.server.log_level)
             self._events.emit(log.GENERATION_WAS_PUBLISHED, generation=routing.generation)
         self.published = routing
-        self._refresh_table(self.observe(), self._world.now())
 
     def _reject(self, action: Reject) -> None:
         tail = next((r.tail for r in self.executor.engines.values() if r.key.model == action.model and r.reason == action.reason), ())

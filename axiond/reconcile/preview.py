@@ -5,7 +5,7 @@ from typing import Literal
 from axiond.manifest.diff import changes, route_changes, server_changes
 from axiond.manifest.spec import Change, Manifest, ModelSpec
 from axiond.reconcile.generation import model_target
-from axiond.reconcile.plan import HOLDS_MEMORY, memory_bytes
+from axiond.reconcile.plan import held_bytes, memory_bytes
 from axiond.reconcile.state import Observed
 from axiond.report import FieldChange, ModelChange, PlanReport
 
@@ -29,7 +29,7 @@ def _model_change(name: str, old: ModelSpec | None, new: ModelSpec | None, obser
         return ModelChange(model=name, verdict="load", memory_bytes=estimate * new.replicas)
     fields = changes(old, new)
     if any(field.change == Change.ENGINE for field in fields):
-        strategy: Literal["surge", "stop-first"] = "surge" if _used_bytes(observed) + estimate <= observed.budget_bytes else "stop-first"
+        strategy: Literal["surge", "stop-first"] = "surge" if held_bytes(observed, ()) + estimate <= observed.budget_bytes else "stop-first"
         return ModelChange(model=name, verdict="restart", strategy=strategy, fields=fields, memory_bytes=estimate * new.replicas)
     return ModelChange(model=name, verdict=_live_verdict(fields), fields=fields, memory_bytes=estimate * new.replicas)
 
@@ -38,7 +38,3 @@ def _live_verdict(fields: tuple[FieldChange, ...]) -> Literal["scale", "live", "
     if any(field.path == "replicas" for field in fields):
         return "scale"
     return "live" if fields else "none"
-
-
-def _used_bytes(observed: Observed) -> int:
-    return sum(view.memory_bytes for view in observed.engines.values() if view.state in HOLDS_MEMORY)
