@@ -2,10 +2,8 @@
 
 import asyncio
 import hashlib
-import os
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +15,7 @@ from axiond.engine.process import memory_bytes
 from axiond.errors import ManifestError, RequestError
 from axiond.events import Events
 from axiond.gateway.listing import pool_state
+from axiond.manifest.files import replace_file
 from axiond.manifest.load import load, parse
 from axiond.manifest.spec import Manifest
 from axiond.reconcile.execute import EngineRecord
@@ -135,7 +134,7 @@ class Control:
         if if_match is not None and if_match != self._etag():
             raise RequestError(412, "precondition_failed", "The manifest has changed since you read it; read it again and redo your edit.")
         parse(text, self.path)
-        replace_file(self.path, text)
+        replace_file(self.path.resolve(), text)
 
     def _etag(self) -> str:
         """The etag of the file as it is; of a broken one, the hash of its text."""
@@ -219,23 +218,3 @@ class Control:
             failures=record.failures,
             tail=record.tail or record.engine.tail,
         )
-
-
-def replace_file(path: Path, text: bytes) -> None:
-    """Replace a file in one step, keeping its mode and owner; a reader sees the old or the new, never a part."""
-    target = path.resolve()
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            if target.exists():
-                stat = target.stat()
-                temporary.chmod(stat.st_mode & 0o7777)
-                with suppress(PermissionError):
-                    os.chown(temporary, stat.st_uid, stat.st_gid)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise

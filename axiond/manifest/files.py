@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -125,3 +126,33 @@ class Files:
         for name, value in sorted(self.variables.items()):
             digest.update(f"${name} ".encode() + hashlib.sha256(value.encode(errors="surrogateescape")).digest())
         return digest.hexdigest()
+
+
+def replace_file(path: Path, data: bytes, *, is_secret: bool = False) -> None:
+    """
+    Replace a file completely or not at all; a reader sees the old or the new one. Raises OSError.
+
+    It keeps its mode and, where that is allowed, its owner. A new one, and one that *is_secret*, is its owner's alone.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists() and not is_secret:
+            before = path.stat()
+            temporary.chmod(before.st_mode & 0o7777)
+            with suppress(PermissionError):
+                os.chown(temporary, before.st_uid, before.st_gid)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

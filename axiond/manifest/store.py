@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from axiond.errors import StoreError
-from axiond.manifest.files import Unreadable, read_file
+from axiond.manifest.files import Unreadable, read_file, replace_file
 from axiond.manifest.spec import Manifest
 
 FORMAT = 1
@@ -55,7 +54,7 @@ class LastGood:
         content = {"format": FORMAT, "generation": generation, "etag": etag, "manifest": _dump(manifest)}
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _replace(self.path, json.dumps(content).encode())
+            replace_file(self.path, json.dumps(content).encode(), is_secret=True)
         except OSError as exc:
             raise StoreError(str(self.path), f"cannot be written: {exc.strerror}") from exc
 
@@ -87,22 +86,3 @@ def _dump(manifest: Manifest) -> dict[str, Any]:
     content = manifest.model_dump(mode="json")
     content["server"]["api_keys"] = [key.get_secret_value() for key in manifest.server.api_keys]
     return content
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
