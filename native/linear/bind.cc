@@ -44,8 +44,8 @@ Op op_of(const std::string& name) {
   throw py::value_error("op: wanted q4, q8, q4_exact or bf16, got " + name);
 }
 
-void multiply(const Rhs& rhs, uintptr_t x, Dtype type, int64_t m, int64_t x_stride, uintptr_t bias, uintptr_t dst,
-              bool exact) {
+void run_linear(const Rhs& rhs, uintptr_t x, Dtype type, int64_t m, int64_t x_stride, uintptr_t bias,
+                uintptr_t dst, bool exact) {
   const py::gil_scoped_release release;
   run({rhs, exact, m, at<void>(x), type, x_stride, at<void>(bias), reinterpret_cast<void*>(dst), rhs.n});
 }
@@ -76,7 +76,7 @@ void bind_linear(py::module_& module) {
   module.def("pack_bf16", [](const Rhs& rhs, uintptr_t weight) {
     pack_bf16(rhs, at<uint16_t>(weight), const_cast<uint8_t*>(rhs.data));
   });
-  module.def("linear", &multiply, py::arg("rhs"), py::arg("x"), py::arg("type"), py::arg("m"), py::arg("x_stride"),
+  module.def("linear", &run_linear, py::arg("rhs"), py::arg("x"), py::arg("type"), py::arg("m"), py::arg("x_stride"),
              py::arg("bias"), py::arg("dst"), py::arg("exact"));
 
   module.def("kernel_for", [](const std::string& op, int64_t m) { return std::string(choose(op_of(op), m).name); });
