@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from axiond.kernels.settings import VARIABLE as KERNELS
 from axiond.manifest.spec import ModelSpec
 
 RESERVING_CORES = 4
@@ -74,6 +75,7 @@ def environment(spec: ModelSpec, cores: Iterable[int], folder: Path, state_dir: 
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        KERNELS: _word(spec.kernels.model_dump()),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -35,7 +35,7 @@ async def check_engine_args(models: Mapping[str, ModelSpec], command: Sequence[s
     lines = [json.dumps(server_argv(name, spec, Path("/model"), Path("/socket"))) for name, spec in models.items()]
     with tempfile.TemporaryDirectory(prefix="axiond-check-") as folder:
         environ = environment(next(iter(models.values())), (), Path(folder), Path(folder), os.environ)
-        del environ["AXIOND_ENGINE"]
+        del environ["AXIOND_ENGINE"], environ["AXIOND_KERNELS"]
         answers = await _converse([*command, "--check"], environ, "\n".join(lines))
     problems = [json.loads(line) for line in answers if line == "null" or line.startswith('"')]
     if len(problems) != len(lines):

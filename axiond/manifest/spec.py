@@ -13,7 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from axiond.kernels.settings import Bf16, Isa, LmHead, W4a8
 
 CHANGE_KEY = "x-axiond-change"
 MAX_CORES = 4096
@@ -75,6 +77,30 @@ class ChunkedPrefill(Spec):
     max_num_batched_tokens: int | None = engine(None, "Tokens in one step; aim at 100 to 250 ms of work. vLLM chooses if unset.", ge=1)
 
 
+class Kernels(Spec):
+    w4a8: W4a8 = engine(
+        "auto", "Layers with 4-bit weights: auto rounds activations to 8 bits, exact does not; off leaves the layers to vLLM."
+    )
+    lm_head: LmHead = engine(
+        "int8", "Bits of the output layer's weights, if the checkpoint has not rounded them; none keeps them as they are."
+    )
+    bf16: Bf16 = engine("auto", "Layers with bfloat16 weights; off leaves them to vLLM.")
+    fused: bool = engine(True, "Norms, activations and rotary embedding in one pass each.")
+    force_isa: Isa = engine("auto", "Instruction set to use; auto takes the best one, and one that the CPU lacks is an error.")
+
+
+def _kernels(written: Any) -> Any:
+    """Spell out the two words that stand for a table."""
+    match written:
+        case "auto":
+            return {}
+        case "off":
+            return {"w4a8": "off", "lm_head": "none", "bf16": "off", "fused": False}
+        case dict() | Kernels():
+            return written
+    raise ValueError('must be "auto", "off" or a table')
+
+
 class GoldenPrompt(Spec):
     prompt: str = live(description="Asked once of every new engine before it takes requests, at temperature 0.", min_length=1)
     expect: Regex = live(description="A regular expression that must be found in the answer.")
@@ -99,6 +125,9 @@ class ModelSpec(Spec):
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = engine("auto", "Type of the KV cache; fp8 needs x86 with AVX-512.")
     max_num_seqs: int | None = engine(None, "Most requests in one step.", ge=1)
     enforce_eager: bool = engine(True, "Skip torch.compile: starts in seconds, decodes a little slower.")
+    kernels: Annotated[Kernels, BeforeValidator(_kernels, json_schema_input_type=Literal["auto", "off"] | Kernels)] = engine(
+        Kernels(), "axiond's own kernels: auto, off, or a table with a choice for each kind; auto leaves to vLLM what it does as well."
+    )
     cores: CpuList | tuple[CpuList, ...] | None = engine(None, 'CPU list like "0-3", or one for each replica; all allowed cores if unset.')
     replicas: int = live(1, "How many engines serve this model.", ge=1, le=64)
     load: Literal["eager", "lazy"] = live("eager", "Start with the daemon, or at the first request.")

@@ -5,7 +5,7 @@ import pytest
 from pydantic import BaseModel
 
 from axiond.manifest.load import load, parse
-from axiond.manifest.spec import ChunkedPrefill, GoldenPrompt, ModelSpec, Route, Server, change_of
+from axiond.manifest.spec import ChunkedPrefill, GoldenPrompt, Kernels, ModelSpec, Route, Server, change_of
 
 ETC = Path(__file__).parents[2] / "etc/axiond"
 LONGEST_SOCKET_NAME_BYTES = 107
@@ -23,7 +23,7 @@ def test_the_quickstart_needs_no_root() -> None:
     assert len(str(server.runtime_dir / "smollm2@0123456789ab#63" / "engine.sock")) < LONGEST_SOCKET_NAME_BYTES
 
 
-@pytest.mark.parametrize("table", [Server, ModelSpec, ChunkedPrefill, GoldenPrompt, Route])
+@pytest.mark.parametrize("table", [Server, ModelSpec, ChunkedPrefill, Kernels, GoldenPrompt, Route])
 def test_every_field_is_explained(table: type[BaseModel]) -> None:
     """The manifest that is installed shows every field, and tells the truth about what a change to it costs."""
     text = (ETC / "axiond.toml").read_text()

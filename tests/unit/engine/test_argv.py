@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import pytest
 
 from axiond.engine.argv import checkpoint_problem, environment, server_argv, threads_bind
+from axiond.kernels.settings import from_environ
 from axiond.manifest.spec import ModelSpec
 
 PLAIN = (
@@ -110,8 +112,19 @@ def test_the_environment_lets_only_harmless_variables_through() -> None:
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "AXIOND_KERNELS": '{"w4a8":"auto","lm_head":"int8","bf16":"auto","fused":true,"force_isa":"auto"}',
         "PYTHONUNBUFFERED": "1",
     }
+
+
+@pytest.mark.parametrize(
+    "kernels", ["auto", "off", {"w4a8": "exact", "lm_head": "int4", "bf16": "off", "fused": False, "force_isa": "portable"}], ids=str
+)
+def test_an_engine_reads_the_kernels_that_the_manifest_says(kernels: Any) -> None:
+    spec = ModelSpec(source="s", kernels=kernels)
+    settings = from_environ(environment(spec, {0}, Path("/r"), Path("/s"), {}))
+    assert dataclasses.asdict(settings) == spec.kernels.model_dump()
+    assert settings.is_off == (kernels == "off")
 
 
 AWQ = {"quantization_config": {"quant_method": "awq"}}

@@ -33,6 +33,17 @@ CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[tuple[str, Any, A
         {"golden": {"prompt": "q", "expect": "e"}},
         [("golden.prompt", "p", "q", "live")],
     ),
+    "a word for a table": ({"kernels": "auto"}, {"kernels": {}}, []),
+    "another word for a table": (
+        {},
+        {"kernels": "off"},
+        [
+            ("kernels.w4a8", "auto", "off", "engine"),
+            ("kernels.lm_head", "int8", "none", "engine"),
+            ("kernels.bf16", "auto", "off", "engine"),
+            ("kernels.fused", True, False, "engine"),
+        ],
+    ),
     "entries": (
         {"engine_args": {"a": 1, "b": 2, "c": {"d": [1], "e": 0}}},
         {"engine_args": {"a": 1, "b": 3, "c": {"d": [2], "e": 0}, "f": None}},
@@ -99,6 +110,12 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "kv_cache_dtype": st.sampled_from(["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]),
     "max_num_seqs": st.none() | st.integers(1, 99),
     "enforce_eager": st.booleans(),
+    "kernels": st.sampled_from([{}, {"w4a8": "exact"}, {"lm_head": "int4", "fused": False}]),
+    "kernels.w4a8": st.sampled_from(["auto", "exact", "off"]),
+    "kernels.lm_head": st.sampled_from(["int8", "int4", "none"]),
+    "kernels.bf16": st.sampled_from(["auto", "off"]),
+    "kernels.fused": st.booleans(),
+    "kernels.force_isa": st.sampled_from(["auto", "portable", "neon", "avx512vnni"]),
     "cores": st.none() | CORES | st.lists(CORES, min_size=1, max_size=3).map(tuple),
     "replicas": st.integers(1, 64),
     "load": st.sampled_from(["eager", "lazy"]),
@@ -161,9 +178,11 @@ def test_a_live_field_keeps_the_digest_and_an_engine_field_changes_it(path: str,
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_an_engine_is_replaced_exactly_if_the_changes_say_so(data: st.DataObject) -> None:
+    names = [name for name in FIELDS if not name.startswith(("golden.", "kernels."))]
+
     def draw() -> ModelSpec:
         fields: dict[str, Any] = dict(BASE)
-        for name in data.draw(st.lists(st.sampled_from([name for name in FIELDS if not name.startswith("golden.")]), max_size=4)):
+        for name in data.draw(st.lists(st.sampled_from(names), max_size=4)):
             fields = with_field(fields, name, data.draw(FIELDS[name]))
         return ModelSpec.model_validate(fields)
 

@@ -71,6 +71,17 @@ FIELDS = {
     "neither member of a union": (f"{SMALL}cores = 3\n", "3:1: models.small.cores: must be text in quotes or a list, not 3"),
     "member of a union": (f'{SMALL}cores = "a"\n', '3:1: models.small.cores: cores are written like "0-3,8"'),
     "item of a member of a union": (f'{SMALL}cores = ["0", "b"]\n', '3:15: models.small.cores[1]: cores are written like "0-3,8"'),
+    "neither word nor table": (f'{SMALL}kernels = "of"\n', '3:1: models.small.kernels: must be "auto", "off" or a table, not "of"'),
+    "neither table nor word": (f"{SMALL}kernels = true\n", '3:1: models.small.kernels: must be "auto", "off" or a table, not true'),
+    "in a table that may be a word": (
+        f'{SMALL}kernels = {{ force_isa = "neon_dot" }}\n',
+        '3:13: models.small.kernels.force_isa: is not allowed: "neon_dot" (did you mean "neon_dotprod" or "neon"?'
+        " allowed: auto, portable, neon, neon_dotprod, neon_i8mm, neon_bf16, avx512vnni, avx512bf16)",
+    ),
+    "typo in a table that may be a word": (
+        f'{SMALL}kernels = {{ w4a16 = "exact" }}\n',
+        '3:13: models.small.kernels.w4a16: no such field (did you mean "w4a8"?)',
+    ),
     "cores that no machine has": (
         f'{SMALL}cores = "0-4294967295"\n',
         f'3:1: models.small.cores: "0-4294967295" {NO_CORES}',

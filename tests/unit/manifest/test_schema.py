@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from axiond.manifest.load import parse
 from axiond.manifest.schema import json_schema, leaves
-from axiond.manifest.spec import CHANGE_KEY, Change, ChunkedPrefill, GoldenPrompt, ModelSpec, Route, Server, Weighted, change_of
+from axiond.manifest.spec import CHANGE_KEY, Change, ChunkedPrefill, GoldenPrompt, Kernels, ModelSpec, Route, Server, Weighted, change_of
 
 SCHEMA = json_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
@@ -23,7 +23,7 @@ def test_it_is_a_schema() -> None:
 
 def test_no_leaf_lacks_its_class_and_each_is_the_one_declared() -> None:
     found = {name: field.get(CHANGE_KEY) for name, field in leaves(SCHEMA)}
-    tables = (Server, ModelSpec, ChunkedPrefill, GoldenPrompt, Route, Weighted)
+    tables = (Server, ModelSpec, ChunkedPrefill, Kernels, GoldenPrompt, Route, Weighted)
     declared = {f"{table.__name__}.{name}": change for table in tables for name in table.model_fields if (change := change_of(table, name))}
     defaults = {name.replace("ModelSpec.", "Defaults."): change for name, change in declared.items() if name.startswith("ModelSpec.")}
     assert found == declared | defaults | {"Manifest.include": Change.LIVE, "Manifest.$schema": Change.LIVE}
@@ -48,6 +48,10 @@ VALID: dict[str, dict[str, Any]] = {
     },
     "sizes": {"models": {"a": {"source": "x", "kv_cache": "2GiB"}, "b": {"source": "x", "kv_cache": 2**30}}},
     "cores": {"models": {"a": {"source": "x", "cores": "0-3"}, "b": {"source": "x", "cores": ["0", "1"]}}},
+    "kernels": {
+        "defaults": {"kernels": "off"},
+        "models": {"a": {"source": "x", "kernels": "auto"}, "b": {"source": "x", "kernels": {"w4a8": "exact"}}},
+    },
     "routes": {"models": {"a": {"source": "x"}}, "routes": [{"name": "r", "models": [{"model": "a"}], "fallback": ["a"]}]},
 }
 ENVIRONMENT = {"N": "1", "S": "x", "D": "auto", "K": "1GiB", "P": "true"}
@@ -68,6 +72,8 @@ INVALID: dict[str, dict[str, Any]] = {
     "small size": {"models": {"a": {"source": "x", "kv_cache": 1}}},
     "type": {"models": {"a": {"source": "x", "replicas": "two"}}},
     "list": {"models": {"a": {"source": "x", "aliases": "${A}"}}},
+    "kernels in another word": {"models": {"a": {"source": "x", "kernels": "on"}}},
+    "kernel that is not there": {"models": {"a": {"source": "x", "kernels": {"w4a16": "auto"}}}},
     "address": {"server": {"listen": "x"}},
 }
 
