@@ -13,7 +13,9 @@
 // of two rows that follow each other in k gives the operands of SMMLA (BFMMLA).
 //
 // Activations (lhs) of q4 and q8 are rounded to int8 per row and group: scale = amax / 127, q = rint(x * (127 / amax)),
-// and the sum of q. Then, for groups in rising order, f = fma(float(acc), s, f) with
+// and the sum of q. amax is the largest of the |x| as unsigned bits, so that an infinity or a NaN wins and spoils its row
+// and no other; then q is anything. With amax below kTiny the group counts as zeros: scale, q and sum are 0.
+// Then, for groups in rising order, f = fma(float(acc), s, f) with
 //   q4  acc = sum q_lhs * (q_rhs - 8) + (8 - zero point) * sum q_lhs     s = scale_rhs * scale_lhs
 //   q8  acc = sum q_lhs * q_rhs                                          s = scale_lhs; at the end f *= scale_rhs
 // in IEEE single precision. Every kernel does just these operations, so the result does not depend on the instruction
@@ -35,6 +37,7 @@ constexpr int kRowBytes = 64;
 constexpr int kHeaderBytes = 64;
 constexpr int kBlockK = 32;  // k is a multiple of this
 constexpr int kMaxGroup = 128;
+constexpr float kTiny = 0x1p-100f;
 constexpr int kMaxTile = 16 * 1024;  // floats of one micro-kernel call's result
 
 enum class Format : int { q4, q8, bf16 };
@@ -96,7 +99,7 @@ struct Kernel {
 struct Helpers {
   Isa isa;
   // Round one row of k activations, group by group. q goes to q + 16 * i (pairs) or q + 8 * i (rows) for the i-th run
-  // of 8, that is `chunk_stride` bytes apart. A group of zeros gets scale 0.
+  // of 8, that is `chunk_stride` bytes apart.
   void (*quantize)(const void* x, Dtype type, int64_t k, int group, int8_t* q, int64_t chunk_stride, float* scale,
                    int32_t* sum);
   // dst[i] = f[i] + bias[i], rounded once; bias of the same type as dst, or null.

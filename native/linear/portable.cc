@@ -97,17 +97,19 @@ void quantize(const void* x, Dtype type, int64_t k, int group, int8_t* q, int64_
               int32_t* sum) {
   for (int64_t g = 0; g < k / group; ++g) {
     const int64_t first = g * group;
-    float amax = 0;
-    for (int i = 0; i < group; ++i) amax = std::max(amax, std::fabs(load(x, type, first + i)));
-    const float inverse = amax > 0 ? 127.0f / amax : 0.0f;
+    uint32_t largest = 0;
+    for (int i = 0; i < group; ++i) largest = std::max(largest, bits_of(load(x, type, first + i)) & 0x7fffffff);
+    const float amax = float_of(largest);
+    const bool is_tiny = amax < kTiny;
+    const float inverse = is_tiny ? 0.0f : 127.0f / amax;
     int32_t total = 0;
     for (int i = 0; i < group; ++i) {
       const float rounded = std::nearbyint(load(x, type, first + i) * inverse);
-      const int8_t value = int8_t(std::min(std::max(rounded, -127.0f), 127.0f));
+      const int8_t value = rounded >= -127.0f && rounded <= 127.0f ? int8_t(rounded) : 0;
       q[(first + i) / 8 * chunk_stride + (first + i) % 8] = value;
       total += value;
     }
-    scale[g] = amax / 127.0f;
+    scale[g] = is_tiny ? 0.0f : amax / 127.0f;
     sum[g] = total;
   }
 }

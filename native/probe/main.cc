@@ -60,6 +60,7 @@ std::string linear_kernel(const Request& r) {
 void answer(const Request& r) {
   force_isa(r.text("isa"));
   if (r.name() == "isa") return reply("", name_of(active_isa()));
+  if (r.name() == "choose") return reply("", linear_kernel(r));
   if (r.name() == "linear") return reply_if_equal(linear_once(r, true), linear_once(r, false), linear_kernel(r));
   throw std::invalid_argument("unknown request " + r.name());
 }
