@@ -1,7 +1,9 @@
 """The probe: native/probe/main.cc built for a machine, asked through its standard input."""
 
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 CROSS = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"]
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # cmake and ninja are installed beside the interpreter
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -27,14 +30,15 @@ class Machine:
     def missing(self) -> str | None:
         """Name the tool that this machine needs and that is not installed."""
         tools = ["cmake", "ninja", "g++"] if self.qemu_cpu is None else ["cmake", "ninja", "aarch64-linux-gnu-g++", "qemu-aarch64-static"]
-        return next((tool for tool in tools if not shutil.which(tool)), None)
+        return next((tool for tool in tools if not shutil.which(tool, path=PATH)), None)
 
     def command(self) -> list[str]:
         """Build the probe, and return how to start it."""
         folder = ROOT / "build" / ("probe" if self.qemu_cpu is None else "probe-aarch64")
         configure = ["cmake", "-S", ROOT / "native", "-B", folder, "-G", "Ninja", "-DAXIOND_PROBE=ON"]
-        subprocess.run([*configure, *(CROSS if self.qemu_cpu else [])], check=True, capture_output=True, timeout=120)
-        subprocess.run(["cmake", "--build", folder], check=True, capture_output=True, timeout=600)
+        for step in ([*configure, *(CROSS if self.qemu_cpu else [])], ["cmake", "--build", folder]):
+            done = subprocess.run(step, env=os.environ | {"PATH": PATH}, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return [*(["qemu-aarch64-static", "-cpu", self.qemu_cpu] if self.qemu_cpu else []), str(folder / "probe")]
 
 
