@@ -1,0 +1,59 @@
+"""
+One process for EngineCore and its worker, where vLLM starts two.
+
+vLLM's CPU platform always puts the worker into a process of its own. EngineCore then spins for the worker's answer on a
+core that the worker computes on, and every token crosses shared memory twice. Here EngineCore calls the worker.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+BACKEND = f"{__name__}.OneProcessExecutor"
+
+
+def claim(config: VllmConfig) -> None:
+    """
+    Have EngineCore, which is yet to be spawned, run the worker too.
+
+    Nothing changes where there is more than one worker or vLLM was told how to run it.
+    """
+    parallel = config.parallel_config
+    if parallel.world_size_across_dp != 1 or parallel.nnodes != 1 or config.kv_transfer_config is not None:
+        return
+    manager = OMPProcessManager(config)
+    if manager.skip_setup:
+        return
+    # libgomp reads its environment once, when EngineCore is loaded: the first core is for the main thread.
+    cores = manager.cpu_lists[0]
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
+    parallel.distributed_executor_backend = BACKEND
+
+
+class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
+    """Runs the worker in the calling thread."""
+
+    def _init_executor(self) -> None:
+        self._is_first_step = True
+        super()._init_executor()
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_first_step:
+            # By now all threads exist.
+            self._is_first_step = False
+            unbind_other_threads()
+        return super().execute_model(*args, **kwargs)
+
+
+def unbind_other_threads() -> None:
+    """Let the threads that were started by the main one, and so share its core, run wherever the parent may."""
+    main, bound = os.getpid(), os.sched_getaffinity(0)
+    everywhere = os.sched_getaffinity(os.getppid())
+    for thread in (int(entry.name) for entry in Path("/proc/self/task").iterdir()):
+        if thread != main and os.sched_getaffinity(thread) == bound:
+            os.sched_setaffinity(thread, everywhere)
