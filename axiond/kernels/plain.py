@@ -1,0 +1,49 @@
+"""Linear layers with bfloat16 weights, packed once for every number of rows."""
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from vllm.platforms import current_platform
+
+from axiond.kernels import active
+
+WHAT = "bfloat16 weights"
+
+
+def take(layer: Module, remove_weight: bool) -> bool:
+    """Pack a layer's weight of shape (n, k); False if vLLM shall do it."""
+    weight = layer.weight
+    if reason := reason_against(weight):
+        active.left(WHAT, reason)
+        return False
+    ops = active.native()
+    assert ops
+    rhs, linear = ops.pack_bf16(weight.data), ops.linear
+    layer.cpu_linear = lambda x, _weight, bias: linear(x, rhs, bias)
+    if remove_weight:
+        drop_weight(layer)
+    active.took("bf16")
+    return True
+
+
+def reason_against(weight: Tensor) -> str | None:
+    if active.native() is None:
+        return "axiond's kernels could not be loaded"
+    if weight.dtype != torch.bfloat16:
+        return f"its weights are {weight.dtype}"
+    if weight.shape[1] % 32:
+        return f"its {weight.shape[1]} inputs are no multiple of 32"
+    return stock_is_better("bf16")
+
+
+def stock_is_better(op: str) -> str | None:
+    """Say why vLLM's bfloat16 kernels are better here; None if they are not."""
+    if active.is_better_left(op):
+        return "vLLM's kernel is faster on this CPU"
+    if current_platform.is_zen_cpu():
+        return "zentorch is installed"
+    return "vLLM has a kernel for AMX" if torch.cpu._is_amx_tile_supported() and op == "bf16" else None
+
+
+def drop_weight(layer: Module) -> None:
+    layer.weight = Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
