@@ -1,0 +1,110 @@
+"""The packed linear layers as torch sees them: shapes, strides, types, torch.compile, refusals. Arithmetic is test_linear.py's."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from axiond.kernels import _native, ops, reference
+
+N, K, GROUP = 40, 128, 64
+RANDOM = torch.Generator().manual_seed(1)
+Q = torch.randint(0, 16, (N, K), dtype=torch.uint8, generator=RANDOM)
+SCALES = torch.rand(N, K // GROUP, generator=RANDOM).half()
+ZEROS = torch.randint(0, 16, (N, K // GROUP), dtype=torch.uint8, generator=RANDOM)
+
+
+@pytest.fixture(scope="module")
+def rhs() -> ops.PackedRhs:
+    return ops.pack_q4(Q, SCALES, ZEROS, GROUP)
+
+
+@pytest.mark.parametrize("dtype", list(ops.TYPES), ids=str)
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        lambda x: x,
+        lambda x: x.reshape(2, 3, K),
+        lambda x: x[0],
+        lambda x: x[:0],
+        lambda x: x.repeat(1, 2)[:, :K],
+        lambda x: x.repeat_interleave(2, 0)[::2],
+        lambda x: x.T.contiguous().T,
+    ],
+    ids=["matrix", "batch", "vector", "empty", "wide rows", "every other row", "columns first"],
+)
+def test_any_shape_and_stride(rhs: ops.PackedRhs, dtype: torch.dtype, shaped: Callable[[Tensor], Tensor]) -> None:
+    x = shaped(torch.randn(6, K, generator=torch.Generator().manual_seed(2)).to(dtype))
+    got = ops.linear(x, rhs)
+    assert got.dtype == dtype
+    assert got.shape == (*x.shape[:-1], N)
+    assert torch.equal(got.reshape(-1, N), ops.linear(x.reshape(-1, K).contiguous(), rhs))
+
+
+def test_scales_that_float16_holds_stay_exact_and_others_become_bfloat16() -> None:
+    x = torch.eye(GROUP)
+    q = torch.randint(0, 16, (16, GROUP), dtype=torch.uint8)
+    for scales in (torch.rand(16, 1).half(), (torch.rand(16, 1) * 1e-20).bfloat16(), torch.rand(16, 1).half().float()):
+        got = ops.linear(x, ops.pack_q4(q, scales, None, GROUP), exact=True)
+        want = reference.dequantize(q, scales, None, GROUP).T
+        torch.testing.assert_close(got.double(), want, rtol=2**-23, atol=0)
+
+
+def test_the_result_does_not_depend_on_the_threads(rhs: ops.PackedRhs) -> None:
+    x = torch.randn(70, K)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(ops.linear(x, rhs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_torch_compile_traces_it(rhs: ops.PackedRhs) -> None:
+    x, bias = torch.randn(5, K), torch.randn(N)
+    compiled = torch.compile(lambda x: ops.linear(x * 2, rhs, bias) + 1, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(x), ops.linear(x * 2, rhs, bias) + 1)
+    assert torch.equal(compiled(x[:3]), ops.linear(x[:3] * 2, rhs, bias) + 1)
+
+
+def test_the_registered_op_keeps_torchs_contract(rhs: ops.PackedRhs) -> None:
+    torch.library.opcheck(torch.ops.axiond.linear.default, (torch.randn(5, K), rhs.data, None, *rhs.arguments, False))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda rhs: ops.linear(torch.randn(2, K + 1), rhs), rf"x: wanted .* \(\.\.\., {K}\), got torch.float32 of shape \(2, {K + 1}\)"),
+        (lambda rhs: ops.linear(torch.randn(2, K).double(), rhs), "x: wanted float32, float16 or bfloat16 .* got torch.float64"),
+        (lambda rhs: ops.linear(torch.randn(2, K), rhs, torch.randn(N - 1)), rf"bias: wanted torch.float32 of shape \({N},\)"),
+        (lambda rhs: ops.linear(torch.randn(2, K), rhs, torch.randn(N).half()), "bias: wanted torch.float32 .* got torch.float16"),
+        (lambda rhs: ops.pack_q4(Q.int(), SCALES, ZEROS, GROUP), "q: wanted torch.uint8"),
+        (lambda rhs: ops.pack_q4(Q, SCALES[:, :1], ZEROS, GROUP), r"scales: wanted shape \(40, 2\), got torch.float16 of shape \(40, 1\)"),
+        (lambda rhs: ops.pack_q4(Q, SCALES, ZEROS.int(), GROUP), "zero_points: wanted uint8, as scales"),
+        (lambda rhs: ops.pack_q4(Q, torch.rand(N, 8), None, 16), "group: wanted 32, 64 or 128, got 16"),
+        (lambda rhs: ops.pack_bf16(torch.randn(8, 48).bfloat16()), "group: wanted 32, 64 or 128"),
+        (lambda rhs: ops.pack_q8(Q, torch.rand(N), GROUP), "q: wanted torch.int8"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(rhs: ops.PackedRhs, wrong: Callable[[ops.PackedRhs], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        wrong(rhs)
+
+
+def test_weights_lie_on_cache_lines_and_in_huge_page_mappings() -> None:
+    small = [ops.pack_bf16(torch.randn(16, 32).bfloat16()) for _ in range(3)]
+    assert all(packed.data.data_ptr() % 64 == 0 for packed in small)
+    large = _native.Buffer(24 * 2**20)
+    assert torch.frombuffer(large, dtype=torch.uint8).data_ptr() % 2**21 == 0
+
+
+def test_there_is_one_openmp_in_the_process() -> None:
+    code = "import torch; from axiond.kernels import _native; print({maps})"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed.count("libgomp") + printed.count("libiomp") == 1, printed
