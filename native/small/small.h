@@ -97,7 +97,7 @@ struct Level {
   float (*max)(const float* x, int64_t n);
   // The sum of exp(x - shift), whose terms go to out if it is not null.
   float (*exp_sum)(const float* x, int64_t n, float shift, float* out);
-  void (*add)(const float* x, int64_t n, float term, float* out);
+  void (*subtract)(const float* x, int64_t n, float first, float second, float* out);  // (x - first) - second
   void (*multiply)(const float* x, int64_t n, float factor, float* out);
   // out[i] = the greatest of x[kBlock * i] and those after it up to the next block.
   void (*block_max)(const float* x, int64_t n, float* out);
@@ -124,7 +124,7 @@ void run(const Softmax& op);
 void run(const Argmax& op);
 void run(const TopKTopP& op);
 
-// One row of TopKTopP on the calling thread.
+// One row of TopKTopP.
 void top_k_top_p(const Level& level, float* x, int64_t n, int64_t k, float p);
 
 }  // namespace axiond::small
