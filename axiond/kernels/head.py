@@ -1,6 +1,6 @@
 """The output layer: by default with 8-bit weights, which halves what decoding reads for it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from axiond.kernels import active, plain
+from axiond.kernels.rounding import INT4_GROUP, round_int4, round_int8
 from axiond.kernels.settings import LmHead
 
 WHAT = "lm_head"
-ROWS = 8192  # rounded at a time: a large vocabulary in float32 takes gigabytes
 PACKED = "_axiond_rhs"
 
 
@@ -81,30 +81,5 @@ def reason_against(weight: Tensor) -> str | None:
 def pack(ops: Any, weight: Tensor, bits: LmHead) -> Any:
     """Round a table of shape (n, k) and pack it."""
     if bits == "int8":
-        q, scales = _concatenated(round_int8(rows) for rows in weight.split(ROWS))
-        return ops.pack_q8(q, scales, ops.largest_group(weight.shape[1]))
-    q, scales = _concatenated(round_int4(rows, INT4_GROUP) for rows in weight.split(ROWS))
-    return ops.pack_q4(q, scales, None, INT4_GROUP)
-
-
-INT4_GROUP = 32
-
-
-def round_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """To -127..127 with a scale for each row."""
-    rows = rows.float()
-    scales = rows.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (rows / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales
-
-
-def round_int4(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """To 0..15, 8 for zero, with a float16 scale for each *group* of a row."""
-    grouped = rows.float().unflatten(1, (-1, group))
-    largest = torch.maximum(grouped.amax(-1) / 7, grouped.amin(-1) / -8)
-    scales = largest.clamp_min(2**-24).half()
-    return ((grouped / scales[..., None].float()).round() + 8).clamp(0, 15).to(torch.uint8).flatten(1), scales
-
-
-def _concatenated(parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    q, scales = zip(*parts, strict=True)
-    return torch.cat(q), torch.cat(scales)
+        return ops.pack_q8(*round_int8(weight), ops.largest_group(weight.shape[1]))
+    return ops.pack_q4(*round_int4(weight), None, INT4_GROUP)
