@@ -5,6 +5,7 @@ Which kernels run in this process, and why: recorded layer by layer while a mode
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -38,14 +39,14 @@ def native() -> ModuleType | None:
         ValueError: AXIOND_FORCE_ISA names what this CPU lacks.
     """
     try:
-        from axiond.kernels import _native, ops
+        ops = importlib.import_module("axiond.kernels.ops")
     except (ImportError, OSError) as exc:
         problem = f"axiond's kernels could not be loaded, vLLM's own are used: {exc}"
         _problems.append(problem)
         _logger.warning(problem)
         _write()
         return None
-    _native.isa()
+    ops._native.isa()
     return ops
 
 

@@ -5,6 +5,7 @@ Only processes that hold a model import the modules that are changed here, so on
 those imports.
 """
 
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -42,6 +43,9 @@ def register() -> None:
 
     after_import("vllm.model_executor.kernels.linear", linear)
     after_import("vllm.model_executor.layers.linear", dispatch)
+    for name in ("axiond.kernels.fused", "axiond.kernels.step"):
+        if (name != "axiond.kernels.fused" or settings.fused) and importlib.util.find_spec(name):
+            importlib.import_module(name).install()
 
 
 def after_import(name: str, action: Callable[[], None]) -> None:
