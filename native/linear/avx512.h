@@ -76,11 +76,14 @@ class Ahead {
   int64_t steps_, bytes_, last_, next_panel_;
 };
 
-// Rows in the next tile when `left` rows go into as few tiles of at most `most` rows as possible, evenly.
-inline int64_t even_share(int64_t left, int64_t most) {
-  const int64_t tiles = (left + most - 1) / most;
-  return (left + tiles - 1) / tiles;
-}
+// Rows cut evenly into as few tiles of at most `most` rows as possible. The divisions are done here, once for all groups.
+struct RowTiles {
+  int64_t count, rows, larger;
+
+  RowTiles(int64_t total, int64_t most) : count((total + most - 1) / most), rows(total / count), larger(total % count) {}
+
+  int64_t rows_of(int64_t tile) const { return rows + (tile < larger); }
+};
 
 }  // namespace
 }  // namespace axiond::linear

@@ -38,9 +38,8 @@ struct Q4 {
     return _mm512_sub_epi32(_mm512_cvtepi8_epi32(load_shifts(header)), _mm512_set1_epi32(8));
   }
 
-  static AXIOND_INLINE __m512 scale(const uint8_t* header, Dtype type, __m512 lhs_scale) {
-    return _mm512_mul_ps(load_scales(header, type), lhs_scale);
-  }
+  static AXIOND_INLINE __m512 scale(const uint8_t* header, Dtype type) { return load_scales(header, type); }
+  static AXIOND_INLINE __m512 both_scales(__m512 rhs, __m512 lhs) { return _mm512_mul_ps(rhs, lhs); }
 };
 
 struct Q8 {
@@ -55,52 +54,80 @@ struct Q8 {
 
   static AXIOND_INLINE __m512i shift(const uint8_t*) { return _mm512_set1_epi32(-128); }
 
-  static AXIOND_INLINE __m512 scale(const uint8_t*, Dtype, __m512 lhs_scale) { return lhs_scale; }
+  static AXIOND_INLINE __m512 scale(const uint8_t*, Dtype) { return _mm512_setzero_ps(); }
+  static AXIOND_INLINE __m512 both_scales(__m512, __m512 lhs) { return lhs; }  // q8_tile() applies the other
 };
 
-// dst = fma(products of one group, scales, dst) for R rows and P panels; `at` is where the panels' group begins.
-template <class W, int R, int P>
-AXIOND_INLINE inline void multiply_group(const Tile& t, int64_t row, int64_t g, const uint8_t* const* at,
-                                         int64_t ahead) {
-  constexpr int kChains = std::max(1, std::min(4, 16 / (R * P)));  // VPDPBUSD takes 4 cycles, and 2 start in each
-  const int64_t groups = t.k / t.group, k = t.k;
-  const float* lhs_scale = t.lhs_scale + row * groups + g;
-  const int32_t* lhs_sum = t.lhs_sum + row * groups + g;
-  __m512i acc[R][P][kChains];
+// One group of k of P panels that are read side by side.
+template <class W, int P>
+struct Group {
+  const uint8_t* block[P];
   __m512i shift[P];
-  each<P>(AXIOND_EACH(p) { shift[p] = W::shift(at[p]); });
-  each<R>(AXIOND_EACH(r) {
+  __m512 scale[P];
+
+  AXIOND_INLINE Group(const Tile& t, int64_t offset) {
     each<P>(AXIOND_EACH(p) {
-      acc[r][p][0] = _mm512_mullo_epi32(shift[p], _mm512_set1_epi32(lhs_sum[r * groups]));
+      const uint8_t* header = t.rhs + p * t.panel_bytes + offset;
+      block[p] = header + W::kGroupHeader;
+      shift[p] = W::shift(header);
+      scale[p] = W::scale(header, t.scale_type);
+    });
+  }
+};
+
+// What belongs to a row and a group of k, and how far it is to the next row's.
+struct Rows {
+  const int8_t* lhs;
+  const float* scale;
+  const int32_t* sum;
+  float* dst;
+  int64_t k, groups, dst_stride;
+
+  AXIOND_INLINE void skip(int64_t rows) {
+    lhs += rows * k;
+    scale += rows * groups;
+    sum += rows * groups;
+    dst += rows * dst_stride;
+  }
+};
+
+// dst = fma(products of the group, scales, dst) for R rows and P panels.
+template <class W, int R, int P>
+AXIOND_INLINE inline void multiply_group(const Rows& rows, const Group<W, P>& group, int count, int64_t ahead) {
+  constexpr int kChains = std::max(1, std::min(4, 16 / (R * P)));  // VPDPBUSD takes 4 cycles, and 2 start in each
+  __m512i acc[R][P][kChains];
+  each<R>(AXIOND_EACH(r) {
+    const __m512i sum = _mm512_set1_epi32(rows.sum[r * rows.groups]);
+    each<P>(AXIOND_EACH(p) {
+      acc[r][p][0] = _mm512_mullo_epi32(group.shift[p], sum);
       each<kChains - 1>(AXIOND_EACH(c) { acc[r][p][c + 1] = _mm512_setzero_si512(); });
     });
   });
   const uint8_t* block[P];
-  each<P>(AXIOND_EACH(p) { block[p] = at[p] + W::kGroupHeader; });
-  const int8_t* lhs = static_cast<const int8_t*>(t.lhs) + row * k + g * t.group;
-  for (int left = t.group; left > 0; left -= kBlockK, lhs += kBlockK) {
-    each<W::kBlockBytes / kRowBytes>(AXIOND_EACH(i) {
-      each<P>(AXIOND_EACH(p) { _mm_prefetch(block[p] + i * kRowBytes + ahead, _MM_HINT_T0); });
-    });
+  each<P>(AXIOND_EACH(p) { block[p] = group.block[p]; });
+  const int8_t* lhs = rows.lhs;
+  for (; count > 0; count -= kBlockK, lhs += kBlockK) {
     each<8>(AXIOND_EACH(i) {
       constexpr int kQuad = W::quad(i);
       __m512i weights[P];
-      each<P>(AXIOND_EACH(p) { weights[p] = W::weights(block[p], kQuad); });
+      each<P>(AXIOND_EACH(p) {
+        if (kQuad * kRowBytes < W::kBlockBytes) _mm_prefetch(block[p] + kQuad * kRowBytes + ahead, _MM_HINT_T0);
+        weights[p] = W::weights(block[p], kQuad);
+      });
       each<R>(AXIOND_EACH(r) {
-        const __m512i x = broadcast4(lhs + r * k + 4 * kQuad);
+        const __m512i x = broadcast4(lhs + r * rows.k + 4 * kQuad);
         each<P>(AXIOND_EACH(p) { multiply_add(acc[r][p][i % kChains], weights[p], x); });
       });
     });
     each<P>(AXIOND_EACH(p) { block[p] += W::kBlockBytes; });
   }
   each<R>(AXIOND_EACH(r) {
-    const __m512 s = _mm512_set1_ps(lhs_scale[r * groups]);
+    const __m512 lhs_scale = _mm512_set1_ps(rows.scale[r * rows.groups]);
     each<P>(AXIOND_EACH(p) {
       each<kChains - 1>(AXIOND_EACH(c) { acc[r][p][0] = _mm512_add_epi32(acc[r][p][0], acc[r][p][c + 1]); });
-      float* dst = t.dst + (row + r) * t.dst_stride + p * kColumns;
-      const __m512 f = g == 0 ? _mm512_setzero_ps() : _mm512_load_ps(dst);
+      float* dst = rows.dst + r * rows.dst_stride + p * kColumns;
       const __m512 product = _mm512_cvtepi32_ps(acc[r][p][0]);
-      _mm512_store_ps(dst, _mm512_fmadd_ps(product, W::scale(at[p], t.scale_type, s), f));
+      _mm512_store_ps(dst, _mm512_fmadd_ps(product, W::both_scales(group.scale[p], lhs_scale), _mm512_load_ps(dst)));
     });
   });
 }
@@ -109,21 +136,23 @@ template <class W, int P>
 void multiply_panels(const Tile& t) {
   const int64_t groups = t.k / t.group, group_bytes = W::kGroupHeader + t.group / kBlockK * W::kBlockBytes;
   const Ahead ahead(group_bytes, groups, (P - 1) * t.panel_bytes);
+  for (int64_t row = 0; row < t.rows; ++row) std::fill_n(t.dst + row * t.dst_stride, P * kColumns, 0.0f);
+  const RowTiles tiles(t.rows, kTileRows);
   for (int64_t g = 0; g < groups; ++g) {
-    const uint8_t* at[P];
-    each<P>(AXIOND_EACH(p) { at[p] = t.rhs + p * t.panel_bytes + W::kPanelHeader + g * group_bytes; });
-    for (int64_t row = 0, count; row < t.rows; row += count) {
-      count = even_share(t.rows - row, kTileRows);
-      const int64_t prefetch = row == 0 ? ahead.from(g) : 0;
-      switch (count) {
-        case 1: multiply_group<W, 1, P>(t, row, g, at, prefetch); break;
-        case 2: multiply_group<W, 2, P>(t, row, g, at, prefetch); break;
-        case 3: multiply_group<W, 3, P>(t, row, g, at, prefetch); break;
-        case 4: multiply_group<W, 4, P>(t, row, g, at, prefetch); break;
-        case 5: multiply_group<W, 5, P>(t, row, g, at, prefetch); break;
-        case 6: multiply_group<W, 6, P>(t, row, g, at, prefetch); break;
-        case 7: multiply_group<W, 7, P>(t, row, g, at, prefetch); break;
-        default: multiply_group<W, 8, P>(t, row, g, at, prefetch);
+    const Group<W, P> group(t, W::kPanelHeader + g * group_bytes);
+    Rows rows{static_cast<const int8_t*>(t.lhs) + g * t.group, t.lhs_scale + g, t.lhs_sum + g, t.dst,
+              t.k, groups, t.dst_stride};
+    for (int64_t tile = 0; tile < tiles.count; rows.skip(tiles.rows_of(tile++))) {
+      const int64_t prefetch = tile == 0 ? ahead.from(g) : 0;
+      switch (tiles.rows_of(tile)) {
+        case 1: multiply_group<W, 1, P>(rows, group, t.group, prefetch); break;
+        case 2: multiply_group<W, 2, P>(rows, group, t.group, prefetch); break;
+        case 3: multiply_group<W, 3, P>(rows, group, t.group, prefetch); break;
+        case 4: multiply_group<W, 4, P>(rows, group, t.group, prefetch); break;
+        case 5: multiply_group<W, 5, P>(rows, group, t.group, prefetch); break;
+        case 6: multiply_group<W, 6, P>(rows, group, t.group, prefetch); break;
+        case 7: multiply_group<W, 7, P>(rows, group, t.group, prefetch); break;
+        default: multiply_group<W, 8, P>(rows, group, t.group, prefetch);
       }
     }
   }
@@ -158,9 +187,9 @@ void q8_tile(const Tile& t) {
 
 // A few rows take many panels a call; many rows take few, so that the panels stay in the L2 cache for all of the rows.
 constexpr Kernel kKernels[] = {
-    {"matmul_f32_qs8_qs4p16x4_8x32_avx512vnni", Op::q4, Isa::avx512vnni, 5, 64, 8, LhsLayout::rows, multiply_tile<Q4>},
+    {"matmul_f32_qs8_qs4p16x4_8x32_avx512vnni", Op::q4, Isa::avx512vnni, 5, 32, 8, LhsLayout::rows, multiply_tile<Q4>},
     {"matmul_f32_qs8_qs4p16x4_4x32_avx512vnni", Op::q4, Isa::avx512vnni, 1, 4, 32, LhsLayout::rows, multiply_tile<Q4>},
-    {"matmul_f32_qs8_qs8p16x4_8x32_avx512vnni", Op::q8, Isa::avx512vnni, 5, 64, 8, LhsLayout::rows, q8_tile},
+    {"matmul_f32_qs8_qs8p16x4_8x32_avx512vnni", Op::q8, Isa::avx512vnni, 5, 32, 8, LhsLayout::rows, q8_tile},
     {"matmul_f32_qs8_qs8p16x4_4x32_avx512vnni", Op::q8, Isa::avx512vnni, 1, 4, 32, LhsLayout::rows, q8_tile},
 };
 
