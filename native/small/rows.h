@@ -70,7 +70,11 @@ inline V exp(V x) {
   return V::scale(y, t);
 }
 
-inline V x_times_sigmoid(V x, V of) { return x / (V::all(1) + exp(V::all(0) - of)); }
+// By exp of a negative number, which does not overflow where the result is still a normal number.
+inline V x_times_sigmoid(V x, V of) {
+  const V e = exp(V::all(0) - V::abs(of));
+  return x * V::if_negative(of, e, V::all(1)) / (V::all(1) + e);
+}
 
 // The complementary error function of z >= 0, to 1.2e-7 of its value everywhere. Source: erfcc of Numerical Recipes.
 inline V erfc(V z) {
