@@ -196,20 +196,21 @@ def schema(_as_json: Annotated[bool, typer.Option("--json", help="Print JSON, wh
 
 @app.command(rich_help_panel="Look")
 def status(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this model, and which kernels its engines run.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing, until Ctrl-C.")] = False,
     manifest: ManifestOption = DEFAULT_MANIFEST,
     socket: Socket = None,
     as_json: Json = False,
 ) -> None:
     """
-    Show generation, conditions, models and engines.
+    Show generation, conditions, models and engines; of one model, the kernels too.
 
     Exit code 0: the newest manifest is served in full. 2: not yet, degraded, or rolled back. 1: the daemon cannot be reached.
 
     Example: axiond status --json | jq '.engines[] | {key, state, memory_bytes}'
     """
     found = _find_socket(socket, manifest)
-    raise typer.Exit(_run(_watch(found, as_json) if watch else _status(found, as_json)))
+    raise typer.Exit(_run(_watch(found, model, as_json) if watch else _status(found, model, as_json)))
 
 
 @app.command(rich_help_panel="Look")
@@ -262,14 +263,14 @@ async def _reload(socket: Path, wait: bool, timeout_s: float, as_json: bool) -> 
     return OK if is_good else FAILED
 
 
-async def _status(socket: Path, as_json: bool) -> int:
+async def _status(socket: Path, model: str | None, as_json: bool) -> int:
     async with AdminClient(socket) as admin:
-        report = await admin.status()
-    _print(report if as_json else _view(report))
+        report = _only(await admin.status(), model)
+    _print(report if as_json else _view(report, model))
     return exit_code(report)
 
 
-async def _watch(socket: Path, as_json: bool) -> int:
+async def _watch(socket: Path, model: str | None, as_json: bool) -> int:
     """Ask again after every event, and every second for the durations."""
     wake = asyncio.Event()
 
@@ -280,11 +281,11 @@ async def _watch(socket: Path, as_json: bool) -> int:
 
     async def show(admin: AdminClient, live: Live) -> None:
         while True:
-            report = await admin.status()
+            report = _only(await admin.status(), model)
             if as_json:
                 _print_line(report)
             else:
-                live.update(_view(report), refresh=True)
+                live.update(_view(report, model), refresh=True)
             await _first_of(wake, _REFRESH_S)
             wake.clear()
 
@@ -354,8 +355,15 @@ def _read(manifest: Path) -> bytes:
         raise AxiondError(f"{manifest}: {exc.strerror}") from exc
 
 
-def _view(report: Status) -> RenderableType:
-    return status_view(report, datetime.now(UTC))
+def _only(report: Status, model: str | None) -> Status:
+    names = {found.name for found in report.models} | {found.model for found in report.engines}
+    if model is not None and model not in names:
+        raise AxiondError(f'there is no model "{model}"; there are {", ".join(sorted(names))}' if names else "there are no models")
+    return report if model is None else report.only(model)
+
+
+def _view(report: Status, model: str | None) -> RenderableType:
+    return status_view(report, datetime.now(UTC), with_kernels=model is not None)
 
 
 def _console() -> Console:

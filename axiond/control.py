@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
 
 from axiond import __version__
+from axiond.engine.engine import Engine
 from axiond.engine.process import memory_bytes
 from axiond.errors import ManifestError, RequestError
 from axiond.events import Events
@@ -22,7 +24,7 @@ from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import EngineKey
-from axiond.report import EngineReport, Event, ModelReport, PlanReport, ReloadReport, SourceReport, Status
+from axiond.report import EngineReport, Event, KernelsReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
 from axiond.resources.cores import affinity
 
 SAMPLE_INTERVAL_S = 10.0
@@ -31,15 +33,26 @@ FRESH_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An engine's processes as the kernel shows them."""
+    """An engine's processes as the operating system shows them, and what they say about their kernels."""
 
     pids: tuple[int, ...] = ()
     cores: str = ""
     memory_bytes: int = 0
+    kernels: KernelsReport | None = None
 
     @classmethod
-    def of(cls, pids: tuple[int, ...]) -> "Sample":
-        return cls(pids, affinity(pids), memory_bytes(pids))
+    def of(cls, engine: Engine) -> "Sample":
+        pids = engine.pids
+        return cls(pids, affinity(pids), memory_bytes(pids), kernels_report(engine.kernels()))
+
+
+def kernels_report(text: bytes | None) -> KernelsReport | None:
+    if text is None:
+        return None
+    try:
+        return KernelsReport.model_validate_json(text)
+    except ValidationError:
+        return KernelsReport(problem="its report about kernels cannot be read")
 
 
 class Control:
@@ -96,7 +109,7 @@ class Control:
         if engines.keys() == self._samples.keys() and now < self._sampled_at + FRESH_S:
             return
         self._sampled_at = now
-        self._samples = await asyncio.to_thread(lambda: {key: Sample.of(engine.pids) for key, engine in engines.items()})
+        self._samples = await asyncio.to_thread(lambda: {key: Sample.of(engine) for key, engine in engines.items()})
 
     async def keep_sampling(self) -> None:
         """Sample for ever, for the metrics."""
@@ -216,5 +229,6 @@ class Control:
             memory_bytes=sample.memory_bytes,
             in_flight=self._reconciler.router.in_flight(key),
             failures=record.failures,
+            kernels=sample.kernels,
             tail=record.tail or record.engine.tail,
         )

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from axiond.report import Condition, EngineReport, Event, FieldChange, ModelReport, PlanReport, SourceReport, Status
+from axiond.report import Condition, EngineReport, Event, FieldChange, KernelsReport, ModelReport, PlanReport, SourceReport, Status
 
 _STYLES: Final = {
     "ready": "green", "starting": "yellow", "fetching": "yellow", "draining": "cyan", "stopping": "cyan", "backoff": "red",
@@ -31,13 +31,20 @@ _MAX_REASON_CHARS: Final = 160
 _MAX_TAIL_LINES: Final = 10
 
 
-def status_view(status: Status, now: datetime) -> RenderableType:
-    """Everything `axiond status` shows."""
+def status_view(status: Status, now: datetime, *, with_kernels: bool = False) -> RenderableType:
+    """Everything `axiond status` shows; of the kernels only what is wrong, unless they are asked for."""
     parts: list[RenderableType] = [_headline(status), _conditions(status.conditions, now)]
     if status.models:
         parts.append(_models(status.models))
     if status.engines:
         parts.append(_engines(status.engines, now))
+    parts += [
+        _with_lines(f"Kernels of {engine.key}:", (engine.kernels.problem,))
+        for engine in status.engines
+        if engine.kernels and engine.kernels.problem
+    ]
+    if with_kernels:
+        parts.append(_kernels(status.engines))
     if any(source.state != "ready" for source in status.sources):
         parts.append(_sources(status.sources))
     if rejection := status.rejection:
@@ -145,6 +152,17 @@ def _engines(engines: Iterable[EngineReport], now: datetime) -> Table:
             _shortened(engine.reason),
         )
     return table
+
+
+def _kernels(engines: Iterable[EngineReport]) -> RenderableType:
+    table = _table("Engine", "Operation", ">Layers", "Runs on", "Why")
+    for engine in engines:
+        kernels = engine.kernels or KernelsReport()
+        rows = [(found.op, str(found.layers), found.isa or "axiond", found.why) for found in kernels.ops]
+        rows += [(found.what, str(found.layers), "vLLM", found.reason) for found in kernels.left]
+        for index, row in enumerate(rows):
+            table.add_row("" if index else engine.key, *row)
+    return table if table.row_count else Text("No engine runs on axiond's kernels.")
 
 
 def _sources(sources: Iterable[SourceReport]) -> Table:

@@ -31,6 +31,33 @@ class Condition(Report):
     last_transition_time: datetime
 
 
+class KernelOp(Report):
+    """One kind of layer on axiond's kernels; *decode* and *prefill* are those for 1 and for 128 rows."""
+
+    op: str
+    layers: int
+    isa: str = ""
+    why: str = ""
+    decode: str = ""
+    prefill: str = ""
+
+
+class LeftLayers(Report):
+    """Layers on vLLM's own kernels, and why they are."""
+
+    what: str
+    reason: str
+    layers: int
+
+
+class KernelsReport(Report):
+    """What an engine's worker says about its kernels."""
+
+    problem: str = ""
+    ops: tuple[KernelOp, ...] = ()
+    left: tuple[LeftLayers, ...] = ()
+
+
 class EngineReport(Report):
     key: str
     model: str
@@ -46,6 +73,7 @@ class EngineReport(Report):
     memory_bytes: int = 0
     in_flight: int = 0
     failures: int = 0
+    kernels: KernelsReport | None = None
     tail: tuple[str, ...] = ()
 
 
@@ -92,6 +120,11 @@ class Status(Report):
     sources: tuple[SourceReport, ...]
     rejection: RejectionReport | None = None
     daemon_memory_bytes: int = 0
+
+    def only(self, model: str) -> "Status":
+        """The same without other models and their engines."""
+        models = tuple(found for found in self.models if found.name == model)
+        return self.model_copy(update={"models": models, "engines": tuple(found for found in self.engines if found.model == model)})
 
 
 class FieldChange(Report):

@@ -34,6 +34,10 @@ class Engine(Protocol):
         """Process ids, the root first; empty where the engine is not on this host."""
         ...
 
+    def kernels(self) -> bytes | None:
+        """What its worker says about its kernels, as JSON; None while it has said nothing. Reads a file."""
+        ...
+
     @property
     def tail(self) -> tuple[str, ...]:
         """The last output lines, oldest first."""

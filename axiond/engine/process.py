@@ -25,6 +25,7 @@ from axiond.engine.golden import GoldenRequestFailed, ask, judge
 from axiond.engine.output import Output, how_ended
 from axiond.engine.sweep import LOCK, descendants, sweep
 from axiond.errors import EngineError, EngineStartError, GoldenPromptFailed, ProbeTimeout
+from axiond.kernels.settings import REPORT
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 
@@ -85,6 +86,12 @@ class ProcessEngine:
         if self._host is None or self._host.returncode is not None:
             return ()
         return (self._host.pid, *sorted(descendants(self._host.pid)))
+
+    def kernels(self) -> bytes | None:
+        try:
+            return (self._folder / REPORT).read_bytes()
+        except OSError:
+            return None
 
     @property
     def tail(self) -> tuple[str, ...]:

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from axiond.kernels.settings import FORCE_ISA, Isa
+from axiond.kernels.settings import FORCE_ISA, REPORT, Isa
 
-FILE = "kernels.json"
 FOLDER = "AXIOND_ENGINE"
 DECODE_ROWS, PREFILL_ROWS = 1, 128
 # What an operation is called in reports, and in the native module.
@@ -106,7 +105,7 @@ def _write() -> None:
     folder = os.environ.get(FOLDER)
     if not folder or _rank():
         return
-    path = Path(folder) / FILE
+    path = Path(folder) / REPORT
     new = path.with_suffix(".new")
     # A report must not cost the engine its life.
     with contextlib.suppress(OSError):

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 VARIABLE = "AXIOND_KERNELS"
 FORCE_ISA = "AXIOND_FORCE_ISA"
+# In the engine's folder, what `axiond.kernels.active` says of it.
+REPORT = "kernels.json"
 
 W4a8 = Literal["auto", "exact", "off"]
 LmHead = Literal["int8", "int4", "none"]

@@ -23,6 +23,7 @@ class FakeEngine:
     """Starts in `START_S` virtual seconds; a folder called "broken" makes it fail; `crash()` ends it."""
 
     cores = "0"
+    kernels_text = None
 
     def __init__(self, key, folder):
         self.key, self.folder = key, folder
@@ -31,6 +32,9 @@ class FakeEngine:
         self.calls = []
         self._ended = asyncio.Event()
         self._how = ""
+
+    def kernels(self):
+        return self.kernels_text
 
     async def start(self):
         self.calls.append("start")

@@ -20,7 +20,7 @@ from axiond import cli, log
 from axiond.manifest.load import load
 from axiond.manifest.store import LastGood
 from axiond.report import Event, PlanReport, ReloadReport, Report
-from tests.fakes.reports import busy_plan, healthy, rolled_back
+from tests.fakes.reports import busy_plan, healthy, rolled_back, with_kernels
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 NOT_REALISED = "chat: exited with code 1 before it was ready"
@@ -104,6 +104,17 @@ async def test_status(daemon: FakeDaemon, report: Callable[[datetime], Any], cod
     assert f"generation {canned.generation}, serving 3, settled, daemon 85 MiB" in table.out
     assert re.search(r"chat@0123456789ab +ready +1h02m +yes +101 102 103", table.out)
     assert json.loads(as_json.out) == canned.model_dump(mode="json")
+
+
+async def test_status_of_one_model(daemon: FakeDaemon) -> None:
+    canned = with_kernels(datetime.now(UTC))
+    other = canned.engines[0].model_copy(update={"key": "other@ba9876543210", "model": "other"})
+    daemon.answer = answering(canned.model_copy(update={"engines": (*canned.engines, other)}))
+    arguments = (("chat",), ("chat", "--json"), ("chta",))
+    table, as_json, unknown = await asyncio.gather(*(axiond("status", "--socket", str(daemon.socket), *more) for more in arguments))
+    assert re.search(r"w4a8 +120 +avx512vnni", table.out)
+    assert json.loads(as_json.out) == canned.model_dump(mode="json")
+    assert (unknown.code, unknown.err) == (1, 'axiond: there is no model "chta"; there are chat, other\n')
 
 
 @pytest.mark.parametrize(

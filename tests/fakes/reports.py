@@ -7,6 +7,9 @@ from axiond.report import (
     ConditionType,
     EngineReport,
     FieldChange,
+    KernelOp,
+    KernelsReport,
+    LeftLayers,
     ModelChange,
     ModelReport,
     PlanReport,
@@ -44,6 +47,21 @@ def healthy(now: datetime) -> Status:
         models=(ModelReport(name="chat", names=("chat", "gpt"), load="eager", replicas=1, state="ready", in_flight=2),),
         engines=(engine,), sources=(SourceReport(source="/models/chat", state="ready", weight_bytes=270 * 2**20),),
     )  # fmt: skip
+
+
+def with_kernels(now: datetime) -> Status:
+    """As `healthy()`, of an engine that has told about its kernels, and one that could not load them."""
+    status = healthy(now)
+    w4a8 = KernelOp(
+        op="w4a8", layers=120, isa="avx512vnni", why="best for this operation; this CPU has avx512bf16",
+        decode="matmul_f32_qs8_qs4p16x4_4x32_avx512vnni", prefill="matmul_f32_qs8_qs4p16x4_8x32_avx512vnni",
+    )  # fmt: skip
+    left = LeftLayers(what="bfloat16 weights", reason="its 80 inputs are no multiple of 32", layers=2)
+    kernels = KernelsReport(ops=(w4a8, KernelOp(op="rms_norm", layers=61)), left=(left,))
+    good = status.engines[0].model_copy(update={"kernels": kernels})
+    problem = "axiond's kernels could not be loaded, vLLM's own are used: _native.so: cannot open shared object file"
+    bad = good.model_copy(update={"key": "chat@0123456789ab#1", "replica": 1, "kernels": KernelsReport(problem=problem)})
+    return status.model_copy(update={"engines": (good, bad)})
 
 
 def rolled_back(now: datetime) -> Status:

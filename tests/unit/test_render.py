@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from axiond.render import duration, event_line, exit_code, plan_sentence, plan_view, status_view
 from axiond.report import Condition, ConditionType, Event, ModelChange, PlanReport
-from tests.fakes.reports import busy_plan, condition, healthy, rolled_back
+from tests.fakes.reports import busy_plan, condition, healthy, rolled_back, with_kernels
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -26,6 +26,7 @@ def as_text(view: RenderableType) -> str:
     [
         ("status_healthy", status_view(healthy(NOW), NOW)),
         ("status_rolled_back", status_view(rolled_back(NOW), NOW)),
+        ("status_kernels", status_view(with_kernels(NOW), NOW, with_kernels=True)),
         ("plan_busy", plan_view(busy_plan())),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -101,6 +102,12 @@ def test_long_tails_and_reasons_are_shortened() -> None:
     assert "  line 24\n" in text
     assert "line 14\n" not in text
     assert text.count("x") < 250
+
+
+def test_kernels_are_shown_when_asked_for_and_their_problems_always() -> None:
+    text = as_text(status_view(with_kernels(NOW), NOW))
+    assert "rms_norm" not in text
+    assert "Kernels of chat@0123456789ab#1:" in text
 
 
 def test_event_line() -> None:
