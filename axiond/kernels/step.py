@@ -1,15 +1,18 @@
 """What axiond changes in vLLM's decode step. Written for the version below: in any other nothing is changed."""
 
 import logging
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import vllm
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.platforms.cpu import CpuPlatform
 
-from axiond.kernels import executor
+from axiond.kernels import active, executor
+from axiond.kernels.plugin import after_import
+from axiond.kernels.settings import from_environ
 
 WRITTEN_FOR = "0.32."
 _log = logging.getLogger(__name__)
@@ -21,6 +24,16 @@ def install() -> None:
         _log.warning("axiond speeds up the decode step of vLLM %sx, this is %s: it runs as it is", WRITTEN_FOR, vllm.__version__)
         return
     patch(CpuPlatform, "check_and_update_config", one_process)
+    if from_environ(os.environ).fused:
+        after_import("vllm.v1.worker.cpu_model_runner", change_runner)
+
+
+def change_runner() -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    patch(CPUModelRunner, "load_model", then_prepare_layers)
+    patch(GPUModelRunner, "reload_weights", then_prepare_layers)
 
 
 def patch(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -44,3 +57,19 @@ def one_process(stock: Callable[[type[CpuPlatform], VllmConfig], None]) -> Calla
             executor.claim(config)
 
     return check_and_update_config
+
+
+def then_prepare_layers(stock: Callable[..., None]) -> Callable[..., None]:
+    """Once a model has its weights, have its decoder layers run as one function each; torch.compile would do it in its own way."""
+
+    def load(runner: Any, *args: Any, **kwargs: Any) -> None:
+        stock(runner, *args, **kwargs)
+        config = runner.vllm_config
+        if config.compilation_config.mode == CompilationMode.NONE and config.kv_transfer_config is None and active.native():
+            # It needs the native module and vLLM's models.
+            from axiond.kernels import decoder
+
+            decoder.install()
+            decoder.prepare(runner.model, runner.model_config.dtype)
+
+    return load
