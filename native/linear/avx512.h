@@ -20,6 +20,8 @@
 
 #define AXIOND_INLINE __attribute__((always_inline))
 #define AXIOND_EACH(i) [&](auto i) AXIOND_INLINE
+// For the functions of such a file that run before anybody has looked at the CPU.
+#define AXIOND_ON_ANY_CPU __attribute__((target("no-avx")))
 
 namespace axiond::linear {
 
@@ -58,32 +60,13 @@ AXIOND_INLINE inline __m128i load_shifts(const uint8_t* header) {
   return _mm_load_si128(reinterpret_cast<const __m128i*>(header + 32));
 }
 
-// Where to prefetch: about 8 KiB further in the stream of each of P panels that are read side by side, which hides the
-// latency of memory (more does not help, half of it costs a fifth of the bandwidth). Beyond the end of a panel
-// lies the panel that is read P panels later.
-class Ahead {
- public:
-  Ahead(int64_t step_bytes, int64_t steps, int64_t next_panel)
-      : steps_(std::min(std::max<int64_t>(8192 / step_bytes, 1), steps)),
-        bytes_(steps_ * step_bytes),
-        last_(steps - steps_),
-        next_panel_(next_panel) {}
-
-  // Bytes from what is read in this step to what should be prefetched in it.
-  int64_t from(int64_t step) const { return bytes_ + (step < last_ ? 0 : next_panel_); }
-
- private:
-  int64_t steps_, bytes_, last_, next_panel_;
-};
-
-// Rows cut evenly into as few tiles of at most `most` rows as possible. The divisions are done here, once for all groups.
-struct RowTiles {
-  int64_t count, rows, larger;
-
-  RowTiles(int64_t total, int64_t most) : count((total + most - 1) / most), rows(total / count), larger(total % count) {}
-
-  int64_t rows_of(int64_t tile) const { return rows + (tile < larger); }
-};
+// q, 0 to 15, of one half of a row of q4.
+AXIOND_INLINE inline __m512i unpack_nibbles(const uint8_t* row, bool is_high) {
+  __m512i nibbles = _mm512_load_si512(row);
+  if (is_high) nibbles = _mm512_srli_epi16(nibbles, 4);
+  constexpr int kAndThenXor = 0x6a;
+  return _mm512_ternarylogic_epi32(nibbles, _mm512_set1_epi8(0x0f), _mm512_set1_epi8(8), kAndThenXor);
+}
 
 }  // namespace
 }  // namespace axiond::linear
