@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import axiond.kernels.openmp  # noqa: F401  first
 from axiond.kernels import _native
 from axiond.kernels._native import Dtype, Format
 
