@@ -30,7 +30,7 @@ def around(stock: Dispatch, settings: Settings) -> Dispatch:
         if layer.weight.is_meta or layer.weight.ndim != 2:
             stock(layer, remove_weight)
         elif isinstance(layer, VocabParallelEmbedding):
-            head.take(layer, settings.lm_head, linear, remove_weight)
+            head.take(layer, settings.lm_head, linear)
         else:
             linear()
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from axiond.kernels.settings import FORCE_ISA, from_environ
 
 
+@cache
 def register() -> None:
     """
     Do what AXIOND_KERNELS says. Calling it again changes nothing.
