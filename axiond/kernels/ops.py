@@ -114,7 +114,7 @@ def linear(x: Tensor, rhs: PackedRhs, bias: Tensor | None = None, exact: bool = 
     Source: zero points by the sum of the activations, as in ONNX Runtime's MatMulNBits.
     """
     if torch.compiler.is_compiling():
-        return torch.ops.axiond.linear(x, rhs.data, bias, *rhs.arguments, exact)  # type: ignore[no-any-return]
+        return torch.ops.axiond.linear(x, rhs.data, bias, *rhs.arguments, exact)
     return _run(x, rhs.native, rhs.n, rhs.k, bias, exact)
 
 
