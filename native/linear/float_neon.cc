@@ -6,52 +6,40 @@ namespace {
 
 constexpr int kRowK = 2;  // k in a row of 64 bytes
 
-// One row has two chains of sums per quad, or additions would wait for each other.
+// One row or two have two chains of sums per quad, or additions would wait for each other.
 template <int kRows>
 struct Sums {
-  static constexpr int kChains = kRows == 1 ? 2 : 1;
-  float32x4_t at[kRows][kQuads][kChains];
+  static constexpr int kChains = kRows <= 2 ? 2 : 1;
+  float32x4_t at[kRows * kChains][kQuads] = {};
 
-  [[gnu::always_inline]] Sums() {
-    for (auto& row : at)
-      for (auto& quad : row)
-        for (auto& chain : quad) chain = vdupq_n_f32(0);
-  }
   [[gnu::always_inline]] float32x4_t total(int r, int q) const {
-    if constexpr (kChains == 2) return vaddq_f32(at[r][q][0], at[r][q][1]);
-    return at[r][q][0];
+    if constexpr (kChains == 2) return vaddq_f32(at[r][q], at[r + kRows][q]);
+    return at[r][q];
   }
 };
 
-// Two k, lanes kLane and kLane + 1 of the activations.
+// Two k, which are lanes kLane and kLane + 1 of the activations.
 template <int kLane, int kRows>
 [[gnu::always_inline]] inline void multiply_row(const uint8_t* row, const float32x4_t (&lhs)[kRows], Sums<kRows>& acc) {
-  constexpr int kOdd = Sums<kRows>::kChains - 1;
-#pragma GCC unroll 4
+  constexpr int kOdd = (Sums<kRows>::kChains - 1) * kRows;
   for (int q = 0; q < kQuads; ++q) {
     const uint32x4_t w = vreinterpretq_u32_s8(load_row(row, q));
     const float32x4_t even = vreinterpretq_f32_u32(vshlq_n_u32(w, 16));
     const float32x4_t odd = vreinterpretq_f32_u32(vandq_u32(w, vdupq_n_u32(0xffff0000)));
-    for (int r = 0; r < kRows; ++r) acc.at[r][q][0] = vfmaq_laneq_f32(acc.at[r][q][0], even, lhs[r], kLane);
-    for (int r = 0; r < kRows; ++r) acc.at[r][q][kOdd] = vfmaq_laneq_f32(acc.at[r][q][kOdd], odd, lhs[r], kLane + 1);
+    for (int r = 0; r < kRows; ++r) acc.at[r][q] = vfmaq_laneq_f32(acc.at[r][q], even, lhs[r], kLane);
+    for (int r = 0; r < kRows; ++r) acc.at[r + kOdd][q] = vfmaq_laneq_f32(acc.at[r + kOdd][q], odd, lhs[r], kLane + 1);
   }
 }
 
 template <int kRows>
 [[gnu::always_inline]] inline void multiply(const uint8_t* at, const uint16_t* lhs, int64_t stride, int64_t k,
                                             Sums<kRows>& acc) {
-  for (const uint16_t* end = lhs + k; lhs < end; lhs += 8, at += 4 * kRowBytes) {
-    float32x4_t first[kRows], last[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      const Eight e = widen<Dtype::bf16>(vld1q_u16(lhs + r * stride));
-      first[r] = e.low;
-      last[r] = e.high;
-    }
-    for (int i = 0; i < 4; ++i) prefetch(at + i * kRowBytes);
-    multiply_row<0>(at, first, acc);
-    multiply_row<2>(at + kRowBytes, first, acc);
-    multiply_row<0>(at + 2 * kRowBytes, last, acc);
-    multiply_row<2>(at + 3 * kRowBytes, last, acc);
+  for (const uint16_t* end = lhs + k; lhs < end; lhs += 4, at += 2 * kRowBytes) {
+    float32x4_t a[kRows];
+    for (int r = 0; r < kRows; ++r) a[r] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(lhs + r * stride), 16));
+    for (int i = 0; i < 2; ++i) prefetch(at + i * kRowBytes);
+    multiply_row<0>(at, a, acc);
+    multiply_row<2>(at + kRowBytes, a, acc);
   }
 }
 
@@ -59,7 +47,9 @@ template <int kRows>
 [[gnu::noinline]] void bf16_block(const Tile& t, const uint8_t* panel, int64_t row, float* dst) {
   Sums<kRows> acc;
   multiply(panel, static_cast<const uint16_t*>(t.lhs) + row * t.k, t.k, t.k, acc);
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int q = 0; q < kQuads; ++q) vst1q_f32(dst + r * t.dst_stride + 4 * q, acc.total(r, q));
 }
 
@@ -95,8 +85,10 @@ template <int kRows>
                                 float* dst) {
   Sums<kRows> acc;
   multiply(rhs.at, lhs, t.k, t.group, acc);
+#pragma GCC unroll 4
   for (int q = 0; q < kQuads; ++q) {
     const float32x4_t s = load_scales(header + q / 2 * 16, t.scale_type).quad[q % 2];
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       float* to = dst + r * t.dst_stride + 4 * q;
       vst1q_f32(to, vfmaq_f32(vld1q_f32(to), acc.total(r, q), s));
