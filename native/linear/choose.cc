@@ -7,23 +7,10 @@ namespace {
 
 // Every level of this build, highest first.
 const Level kLevels[] = {
-#ifdef AXIOND_neon_bf16
-    neon_bf16_level(),
-#endif
-#ifdef AXIOND_neon_i8mm
-    neon_i8mm_level(),
-#endif
-#ifdef AXIOND_neon_dotprod
-    neon_dotprod_level(),
-#endif
-#ifdef AXIOND_neon
-    neon_level(),
-#endif
-#ifdef AXIOND_avx512bf16
-    avx512bf16_level(),
-#endif
-#ifdef AXIOND_avx512vnni
-    avx512vnni_level(),
+#if defined(__aarch64__)
+    neon_bf16_level(), neon_i8mm_level(), neon_dotprod_level(), neon_level(),
+#elif defined(__x86_64__)
+    avx512bf16_level(), avx512vnni_level(),
 #endif
     portable_level(),
 };
