@@ -20,9 +20,9 @@ T* at(uintptr_t address) {
 void bind_small(py::module_& module) {
   module.def("rms_norm", [](int type, int weight_type, int64_t rows, int64_t n, uintptr_t x, int64_t inner_rows,
                             int64_t x_stride, int64_t x_inner_stride, uintptr_t residual, int64_t residual_stride,
-                            uintptr_t weight, float weight_offset, float epsilon, uintptr_t out) {
+                            uintptr_t sum, uintptr_t weight, float weight_offset, float epsilon, uintptr_t out) {
     run(RmsNorm{rows, n, Dtype(type), Dtype(weight_type), at(x), inner_rows, x_stride, x_inner_stride, at(residual),
-                residual_stride, at(weight), weight_offset, epsilon, at(out), n});
+                residual_stride, at(sum), at(weight), weight_offset, epsilon, at(out), n});
   });
   module.def("gate", [](int type, int activation, int64_t rows, int64_t n, uintptr_t gate, uintptr_t up, int64_t stride,
                         uintptr_t out) {

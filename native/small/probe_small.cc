@@ -17,7 +17,7 @@ std::string rms_norm_once(const Request& r, bool at_end) {
   Guarded residual(r.data(1), at_end), out(r.data(3), at_end);
   run(RmsNorm{r.number("rows"), r.number("n"), Dtype(r.number("type")), Dtype(r.number("weight_type")), x.bytes(),
               r.number("inner_rows"), r.number("x_stride"), r.number("x_inner_stride"),
-              r.data(1).empty() ? nullptr : residual.bytes(), r.number("stride"),
+              r.data(1).empty() ? nullptr : residual.bytes(), r.number("stride"), residual.bytes(),
               r.data(2).empty() ? nullptr : weight.bytes(), float(r.number("weight_offset")), 1e-6f, out.bytes(),
               r.number("stride")});
   return out.text() + residual.text();

@@ -96,22 +96,22 @@ inline V activation(V x) {
 }
 
 template <Dtype T, Dtype W, bool kResidual>
-void rms_norm_row(const RmsNorm& op, const void* x, void* residual, void* out) {
-  const auto sum = [=](auto part, int64_t i) {
+void rms_norm_row(const RmsNorm& op, const void* x, const void* residual, void* sum, void* out) {
+  const auto value = [=](auto part, int64_t i) {
     V v = part.template load<T>(x, i);
     if constexpr (kResidual) v = v + part.template load<T>(residual, i);
     return v;
   };
   Sums squares;
   by_vector(op.n, [&](int64_t i, auto part) {
-    const V v = sum(part, i);
+    const V v = value(part, i);
     V& s = squares.s[i / kLanes % 4];
     s = V::fma(v, v, s);
   });
   const V factor = V::all(1.0f / __builtin_sqrtf(squares.total() / float(op.n) + op.epsilon));
   by_vector(op.n, [&](int64_t i, auto part) {
-    const V v = sum(part, i);  // again, because the stored sum is rounded
-    if constexpr (kResidual) part.template store<T>(residual, i, v);
+    const V v = value(part, i);  // again, because the stored sum is rounded
+    if constexpr (kResidual) part.template store<T>(sum, i, v);
     V y = v * factor;
     if (op.weight) y = y * (part.template load<W>(op.weight, i) + V::all(op.weight_offset));
     part.template store<T>(out, i, y);
@@ -124,19 +124,17 @@ void rms_norm_rows(const RmsNorm& op, int64_t first, int64_t last) {
     const void* x = at(op.x, r / op.inner_rows * op.x_stride + r % op.inner_rows * op.x_inner_stride, T);
     void* out = at(op.out, r * op.out_stride, T);
     if (op.residual)
-      rms_norm_row<T, W, true>(op, x, at(op.residual, r * op.residual_stride, T), out);
+      rms_norm_row<T, W, true>(op, x, at(op.residual, r * op.residual_stride, T), at(op.sum, r * op.out_stride, T), out);
     else
-      rms_norm_row<T, W, false>(op, x, nullptr, out);
+      rms_norm_row<T, W, false>(op, x, nullptr, nullptr, out);
   }
 }
 
 void rms_norm(const RmsNorm& op, int64_t first, int64_t last) {
   by_type(op.type, [&](auto tag) {
-    constexpr Dtype T = decltype(tag)::kType;
-    if (op.weight_type == T)
-      rms_norm_rows<T, T>(op, first, last);
-    else
-      rms_norm_rows<T, Dtype::f32>(op, first, last);
+    by_type(op.weight_type, [&](auto weight_tag) {
+      rms_norm_rows<decltype(tag)::kType, decltype(weight_tag)::kType>(op, first, last);
+    });
   });
 }
 

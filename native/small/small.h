@@ -16,15 +16,16 @@ namespace axiond::small {
 // y = x / sqrt(mean(x * x) + epsilon) * (weight + weight_offset), with x + residual for x if there is a residual.
 struct RmsNorm {
   int64_t rows, n;
-  Dtype type, weight_type;  // weight_type: `type` or f32
+  Dtype type, weight_type;
   const void* x;
   int64_t inner_rows, x_stride, x_inner_stride;  // row r of x is at r / inner_rows * x_stride + r % inner_rows * x_inner_stride
-  void* residual;                                // [rows][n] or null; becomes x + residual, rounded
+  const void* residual;                          // [rows][n] or null
   int64_t residual_stride;
+  void* sum;  // [rows][n], the rounded x + residual; may be `residual`. Unused without one.
   const void* weight;  // [n] or null for ones
   float weight_offset, epsilon;
   void* out;  // [rows][n]
-  int64_t out_stride;
+  int64_t out_stride;  // of sum, too
 };
 
 enum class Activation : int { silu, gelu, gelu_tanh };
