@@ -13,19 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear, UnquantizedLinearMethod
-from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 from vllm.model_executor.models.qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2MLP
 from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3DecoderLayer
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-from axiond.kernels import _native, active
-from axiond.kernels.ops import TYPES
+from axiond.kernels import active, small
+from axiond.kernels.layers import AxiondRMSNorm, AxiondSiluAndMul, Rotating
 
 Product = Callable[[Tensor], Tensor]
 KNOWN = {
@@ -33,7 +30,6 @@ KNOWN = {
     Qwen2DecoderLayer: (Qwen2Attention, Qwen2MLP),
     Qwen3DecoderLayer: (Qwen3Attention, Qwen2MLP),
 }
-SILU = 0
 WHAT = "decoder layer"
 
 
@@ -47,16 +43,16 @@ class Layer:
     def __init__(self, layer: Module, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         require((type(attention), type(mlp)) == KNOWN.get(type(layer)), type(layer).__name__)
-        require(type(mlp.act_fn) is SiluAndMul, "its activation")
+        require(type(mlp.act_fn) is AxiondSiluAndMul, "its activation")
         self._qkv = product(attention.qkv_proj, QKVParallelLinear)
         self._out = product(attention.o_proj, RowParallelLinear)
         self._gate_up = product(mlp.gate_up_proj, MergedColumnParallelLinear)
         self._down = product(mlp.down_proj, RowParallelLinear)
-        self._norm1, self._norm2 = Norm(layer.input_layernorm, dtype), Norm(layer.post_attention_layernorm, dtype)
-        self._q_norm = Norm(attention.q_norm, dtype) if hasattr(attention, "q_norm") else None
-        self._k_norm = Norm(attention.k_norm, dtype) if hasattr(attention, "k_norm") else None
-        self._sizes = (attention.q_size, attention.kv_size, attention.kv_size)
-        self._rotate = Rotation(attention.rotary_emb)
+        self._norm1, self._norm2 = norm(layer.input_layernorm, dtype), norm(layer.post_attention_layernorm, dtype)
+        self._q_norm, self._k_norm = head_norm(attention, "q_norm", dtype), head_norm(attention, "k_norm", dtype)
+        self._sizes, self._head = (attention.q_size, attention.kv_size, attention.kv_size), attention.head_dim
+        self._rotary = attention.rotary_emb
+        require(isinstance(self._rotary, Rotating), "its rotary embedding")
         self._attend = Attending(attention.attn)
         self.name: str = attention.attn.layer_name
 
@@ -64,56 +60,17 @@ class Layer:
         if residual is None:
             # It is added to in place from here on, and what came in may be somebody's buffer.
             residual = hidden.clone()
-            hidden = self._norm1(hidden)
+            hidden = small.rms_norm(hidden, *self._norm1)
         else:
-            hidden = self._norm1(hidden, residual)
+            small.add_rms_norm_(hidden, residual, *self._norm1)
         q, k, v = self._qkv(hidden).split(self._sizes, dim=-1)
         if self._q_norm and self._k_norm:
-            q, k = self._q_norm.of_heads(q), self._k_norm.of_heads(k)
-        self._rotate(positions, q, k)
-        hidden = self._norm2(self._out(self._attend(metadata, slots, q, k, v)), residual)
-        return self._down(silu_and_multiply(self._gate_up(hidden))), residual
-
-
-class Norm:
-    """An RMSNorm."""
-
-    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
-        is_plain = type(norm) is RMSNorm and norm.has_weight and norm.variance_size_override is None
-        require(is_plain and norm.weight.dtype == dtype, "a norm")
-        self._weight, self._epsilon, self._type = norm.weight.data, norm.variance_epsilon, int(TYPES[dtype])
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize rows of x, or of x + residual, which residual then is."""
-        rows, n = x.shape
-        out, type_ = torch.empty_like(x), self._type
-        to = 0 if residual is None else residual.data_ptr()
-        _native.rms_norm(type_, type_, rows, n, x.data_ptr(), 1, n, n, to, n, self._weight.data_ptr(), 0.0, self._epsilon, out.data_ptr())
-        return out
-
-    def of_heads(self, x: Tensor) -> Tensor:
-        """Normalize each head of rows that may be part of longer rows."""
-        rows, width = x.shape
-        n = self._weight.shape[0]
-        heads = width // n
-        out, type_ = x.new_empty(rows, width), self._type
-        weight = self._weight.data_ptr()
-        _native.rms_norm(
-            type_, type_, rows * heads, n, x.data_ptr(), heads, x.stride(0), n, 0, n, weight, 0.0, self._epsilon, out.data_ptr()
-        )
-        return out
-
-
-class Rotation:
-    """A rotary embedding, in place."""
-
-    def __init__(self, rotary: RotaryEmbedding) -> None:
-        require(type(rotary).forward_cpu is RotaryEmbedding.forward_cpu, "its rotary embedding")
-        self._rotary, self._head = rotary, rotary.head_size
-
-    def __call__(self, positions: Tensor, q: Tensor, k: Tensor) -> None:
-        rotary, head = self._rotary, self._head
-        torch.ops._C.rotary_embedding.default(positions, q, k, head, rotary._match_cos_sin_cache_dtype(q), rotary.is_neox_style)
+            q, k = (small.rms_norm(x.view(len(x), -1, self._head), *by).view(x.shape) for x, by in ((q, self._q_norm), (k, self._k_norm)))
+        rotary = self._rotary
+        small.rotary_(positions, q, k, self._head, rotary._match_cos_sin_cache_dtype(q), rotary.is_neox_style)
+        hidden = self._out(self._attend(metadata, slots, q, k, v))
+        small.add_rms_norm_(hidden, residual, *self._norm2)
+        return self._down(small.gate(self._gate_up(hidden), small.SILU)), residual
 
 
 class Attending:
@@ -149,13 +106,15 @@ class Attending:
         return out
 
 
-def silu_and_multiply(x: Tensor) -> Tensor:
-    rows, n = x.shape
-    half = n // 2
-    out = x.new_empty(rows, half)
-    at = x.data_ptr()
-    _native.gate(int(TYPES[x.dtype]), SILU, rows, half, at, at + half * x.element_size(), n, out.data_ptr())
-    return out
+def norm(module: Module, dtype: torch.dtype) -> tuple[Tensor, float]:
+    require(type(module) is AxiondRMSNorm and module.has_weight and module.variance_size_override is None, "a norm")
+    require(module.weight.dtype == dtype, "a norm")
+    return module.weight.data, module.variance_epsilon
+
+
+def head_norm(attention: Module, name: str, dtype: torch.dtype) -> tuple[Tensor, float] | None:
+    module = getattr(attention, name, None)
+    return norm(module, dtype) if module else None
 
 
 def product(linear: Module, expected: type[Module]) -> Product:
