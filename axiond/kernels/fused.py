@@ -9,7 +9,7 @@ import importlib
 import os
 
 from axiond.kernels import active
-from axiond.kernels.plugin import after_import
+from axiond.kernels.imports import after_import
 from axiond.kernels.settings import FORCE_ISA
 
 LAYERS = ("vllm.model_executor.layers.layernorm", "vllm.model_executor.layers.activation")

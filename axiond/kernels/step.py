@@ -11,7 +11,7 @@ from vllm.config import CompilationMode, VllmConfig
 from vllm.platforms.cpu import CpuPlatform
 
 from axiond.kernels import active, executor
-from axiond.kernels.plugin import after_import
+from axiond.kernels.imports import after_import
 from axiond.kernels.settings import from_environ
 
 WRITTEN_FOR = "0.32."
