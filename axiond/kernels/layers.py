@@ -21,7 +21,7 @@ def install() -> None:
     for stock, replacement in ours.items():
         register(stock, replacement)
     for stock in (RotaryEmbedding, *RotaryEmbedding.__subclasses__()):  # which differ in their angles only
-        if stock.forward_cpu is RotaryEmbedding.forward_cpu and stock.forward is CustomOp.forward:
+        if all(getattr(stock, name) is getattr(RotaryEmbedding, name) for name in ("forward", "forward_cpu", "forward_native")):
             register(stock, type(f"Axiond{stock.__name__}", (Rotating, stock), {}))
 
 
