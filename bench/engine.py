@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -219,7 +220,7 @@ async def run(subjects: list[Subject], options: argparse.Namespace) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only subjects whose title contains this")
+    parser.add_argument("--only", default="", help="only subjects whose title matches this regular expression")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--llama", action="store_true", help="llama.cpp too; compiled at the first use, in ten minutes or so")
     parser.add_argument("--urgent", action="store_true", help="as root: take the cores from other processes")
@@ -227,7 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.llama:
         prepare_llama()
-    subjects = [subject for subject in SUBJECTS if options.only in subject.title and (subject.kernels or options.llama)]
+    subjects = [subject for subject in SUBJECTS if re.search(options.only, subject.title) and (subject.kernels or options.llama)]
     results = asyncio.run(run(subjects, options))
     text = "\n".join(["# Engines", "", NOTE, "", *table(results), "", *context(options), ""])
     print(text)

@@ -1,0 +1,110 @@
+"""What axiond changes in vLLM's step, as vLLM's own configuration and threads show it."""
+
+import importlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bench.models import make
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+MODELS = Path(__file__).parents[2] / "var" / "bench-models"
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module, which imports vLLM; its configuration sets variables for its children."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0,1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = os.environ.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield importlib.import_module("axiond.kernels.step")
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def backend(**options: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    config = EngineArgs(str(make(MODELS, "tiny")), enforce_eager=True, max_model_len=128, **options).create_engine_config()
+    return config.parallel_config.distributed_executor_backend
+
+
+def test_one_process(step: ModuleType) -> None:
+    """The first of the cores is the main thread's. Installing twice is installing once."""
+    step.install()
+    step.install()
+    assert backend() == "axiond.kernels.executor.OneProcessExecutor"
+    assert {name: os.environ[name] for name in ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")} == {
+        "OMP_NUM_THREADS": "2",
+        "GOMP_CPU_AFFINITY": "0 1",
+    }
+
+
+@pytest.mark.parametrize("options", [{"distributed_executor_backend": "mp"}, {"tensor_parallel_size": 2}], ids=str)
+def test_processes_that_were_asked_for(step: ModuleType, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1" if "tensor_parallel_size" in options else "0,1")
+    step.install()
+    assert backend(**options) == "mp"
+    assert "GOMP_CPU_AFFINITY" not in os.environ
+
+
+def test_threads_that_nobody_bound_stay(step: ModuleType) -> None:
+    """As there is nobody to bind them to, vLLM's worker keeps its own process."""
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    step.install()
+    assert backend() == "mp"
+
+
+def test_another_version(step: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is changed, and one line says so."""
+    patched: list[Any] = []
+    monkeypatch.setattr("vllm.__version__", "0.33.1")
+    monkeypatch.setattr(step, "patch", lambda *args: patched.append(args))
+    with caplog.at_level(logging.WARNING):
+        step.install()
+    assert not patched
+    assert [record.message for record in caplog.records if "0.33.1" in record.message]
+
+
+def test_main_thread_alone_keeps_its_core(step: ModuleType) -> None:
+    """Threads that the main one started share its core until they are let go; those that were bound elsewhere stay."""
+    is_over, ready, tids = threading.Event(), threading.Barrier(3), []
+
+    def live(cores: set[int] | None) -> None:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        tids.append(threading.get_native_id())
+        ready.wait()
+        is_over.wait()
+
+    everywhere = os.sched_getaffinity(0)
+    first, *others = sorted(everywhere)
+    if not others:
+        pytest.skip("needs two CPUs")
+    os.sched_setaffinity(0, {first})
+    try:
+        threads = []
+        for cores in (None, {others[0]}):
+            threads.append(threading.Thread(target=live, args=(cores,)))
+            threads[-1].start()
+            while len(tids) < len(threads):
+                pass
+        ready.wait()
+        step.executor.unbind_other_threads()
+        assert os.sched_getaffinity(0) == {first}
+        assert [os.sched_getaffinity(tid) for tid in tids] == [os.sched_getaffinity(os.getppid()), {others[0]}]
+    finally:
+        is_over.set()
+        os.sched_setaffinity(0, everywhere)
+        for thread in threads:
+            thread.join()
