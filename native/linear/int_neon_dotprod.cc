@@ -13,6 +13,38 @@ template <int kLane>
   acc = vdotq_laneq_s32(acc, weights, lhs, kLane);
 }
 
+// Float sums of a block, 16 columns wide: in registers if there are few, else in dst.
+template <int kRows>
+struct Totals {
+  static constexpr bool kHeld = kRows <= 2;
+  float* dst;
+  int64_t stride;
+  float32x4_t held[kRows][kQuads];
+
+  [[gnu::always_inline]] Totals(float* to, int64_t to_stride) : dst(to), stride(to_stride) {
+    for (int r = 0; r < kRows; ++r)
+      for (int q = 0; q < kQuads; ++q) {
+        if constexpr (kHeld)
+          held[r][q] = vdupq_n_f32(0);
+        else
+          vst1q_f32(dst + r * stride + 4 * q, vdupq_n_f32(0));
+      }
+  }
+  [[gnu::always_inline]] void add(int r, int q, float32x4_t acc, float32x4_t scale) {
+    if constexpr (kHeld) {
+      held[r][q] = vfmaq_f32(held[r][q], acc, scale);
+    } else {
+      float* to = dst + r * stride + 4 * q;
+      vst1q_f32(to, vfmaq_f32(vld1q_f32(to), acc, scale));
+    }
+  }
+  [[gnu::always_inline]] void store() {
+    if constexpr (kHeld)
+      for (int r = 0; r < kRows; ++r)
+        for (int q = 0; q < kQuads; ++q) vst1q_f32(dst + r * stride + 4 * q, held[r][q]);
+  }
+};
+
 template <int kRows>
 struct Sums {
   int32x4_t at[kRows][kQuads];

@@ -25,7 +25,9 @@ struct Sums {
 struct Lhs {
   const int8_t* at;
   int64_t stride;  // from one pair of rows to the next
-  [[gnu::always_inline]] int8x16_t operand(int pair, int step) const { return vld1q_s8(at + pair * stride + 16 * step); }
+  [[gnu::always_inline]] int8x16_t operand(int pair, int step) const {
+    return vld1q_s8(at + pair * stride + 16 * step);
+  }
 };
 
 template <int kRowPairs>
@@ -147,8 +149,10 @@ void unpack_q4(const uint8_t* at, int groups, int group, Dtype scale_type, Opera
     for (int k = 0; k < group; k += 32, step += 4, at += 4 * kRowBytes)
       for (int i = 0; i < 2; ++i)
         for (int q = 0; q < kQuads; ++q) {
-          const int8x16_t first = load_row(at + 2 * i * kRowBytes, q), second = load_row(at + (2 * i + 1) * kRowBytes, q);
-          const Nibbles left = unpack_times_16(zip_low(first, second)), right = unpack_times_16(zip_high(first, second));
+          const int8x16_t first = load_row(at + 2 * i * kRowBytes, q);
+          const int8x16_t second = load_row(at + (2 * i + 1) * kRowBytes, q);
+          const Nibbles left = unpack_times_16(zip_low(first, second));
+          const Nibbles right = unpack_times_16(zip_high(first, second));
           auto* low = to.at[q / 2][step + i][q % 2 * 2];
           auto* high = to.at[q / 2][step + 2 + i][q % 2 * 2];
           vst1q_s8(low, vhsubq_s8(left.low, zero[2 * q]));
@@ -251,7 +255,8 @@ constexpr Kernel kKernels[] = {
     {"matmul_f32_qs8_qs4p16x4_128x16_neon_i8mm", Op::q4, Isa::neon_i8mm, 9, kMaxRows, 4, LhsLayout::pairs,
      chunked<true>},
     {"matmul_f32_qs8_qs4p16x4_8x8_neon_i8mm", Op::q4, Isa::neon_i8mm, 4, 8, 8, LhsLayout::pairs, q4_packed_tile},
-    {"matmul_f32_qs8_qs8p16x4_128x16_neon_i8mm", Op::q8, Isa::neon_i8mm, 4, kMaxRows, 4, LhsLayout::pairs, chunked<false>},
+    {"matmul_f32_qs8_qs8p16x4_128x16_neon_i8mm", Op::q8, Isa::neon_i8mm, 4, kMaxRows, 4, LhsLayout::pairs,
+     chunked<false>},
 };
 
 }  // namespace

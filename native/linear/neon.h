@@ -92,14 +92,14 @@ struct Scales {
   return {s.low, s.high};
 }
 
-// 8 - zero point of 8 columns, shifted left. In 16 bits its product with a group's sum (at most 127 * 128) is one SMLAL.
+// 8 - zero point of 8 columns, shifted left. In 16 bits, where a group's sum fits too, their product is one SMLAL.
 template <int kShift>
 [[gnu::always_inline]] inline int16x8_t load_zeros(const uint8_t* from) {
   return vshll_n_s8(vreinterpret_s8_u8(vld1_u8(from)), kShift);
 }
 
 [[gnu::always_inline]] inline int32x4_t add_zeros(int32x4_t acc, int16x8_t zeros, int quad, const int32_t* lhs_sum) {
-  const int16x4_t sum = vreinterpret_s16_s32(vld1_dup_s32(lhs_sum));
+  const int16x4_t sum = vreinterpret_s16_s32(int32x2_t{*lhs_sum, 0});
   return quad == 0 ? vmlal_lane_s16(acc, vget_low_s16(zeros), sum, 0) : vmlal_high_lane_s16(acc, zeros, sum, 0);
 }
 
@@ -148,41 +148,12 @@ struct Bf16Decoder {
 [[gnu::always_inline]] inline void multiply_columns(float* dst, int64_t stride, int64_t rows, const uint8_t* header) {
   for (int q = 0; q < kQuads; ++q) {
     const float32x4_t s = vld1q_f32(reinterpret_cast<const float*>(header) + 4 * q);
-    for (int64_t r = 0; r < rows; ++r) vst1q_f32(dst + r * stride + 4 * q, vmulq_f32(vld1q_f32(dst + r * stride + 4 * q), s));
-  }
-}
-
-// Float sums of a block, 16 columns wide: in registers if there are few, else in dst.
-template <int kRows>
-struct Totals {
-  static constexpr bool kHeld = kRows <= 2;
-  float* dst;
-  int64_t stride;
-  float32x4_t held[kRows][kQuads];
-
-  [[gnu::always_inline]] Totals(float* to, int64_t to_stride) : dst(to), stride(to_stride) {
-    for (int r = 0; r < kRows; ++r)
-      for (int q = 0; q < kQuads; ++q) {
-        if constexpr (kHeld)
-          held[r][q] = vdupq_n_f32(0);
-        else
-          vst1q_f32(dst + r * stride + 4 * q, vdupq_n_f32(0));
-      }
-  }
-  [[gnu::always_inline]] void add(int r, int q, float32x4_t acc, float32x4_t scale) {
-    if constexpr (kHeld) {
-      held[r][q] = vfmaq_f32(held[r][q], acc, scale);
-    } else {
-      float* to = dst + r * stride + 4 * q;
-      vst1q_f32(to, vfmaq_f32(vld1q_f32(to), acc, scale));
+    for (int64_t r = 0; r < rows; ++r) {
+      float* at = dst + r * stride + 4 * q;
+      vst1q_f32(at, vmulq_f32(vld1q_f32(at), s));
     }
   }
-  [[gnu::always_inline]] void store() {
-    if constexpr (kHeld)
-      for (int r = 0; r < kRows; ++r)
-        for (int q = 0; q < kQuads; ++q) vst1q_f32(dst + r * stride + 4 * q, held[r][q]);
-  }
-};
+}
 
 // Calls run(integral_constant<rows>, panel, first row, dst) for every panel and every kMax rows of it, and the rest.
 template <int kMax, class Run>
