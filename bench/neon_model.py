@@ -120,7 +120,8 @@ class Result:
             f"`{self.kernel}`", case.rows, case.group if case.op != "bf16" else "", f"{self.instructions / case.macs:.4f}",
             f"{loop:.1f} ({loop / peak:.0%})" if loop else "", f"{self.rate:.1f} (**{self.share:.0%}**)",
             f"{loop / case.rows * WEIGHT_BYTES[case.op]:.1f}" if decode and loop else "",
-            f"**{self.bytes_per_cycle:.1f}**" if decode else "", f"{self.weight_bytes / self.n1_cycles:.1f}" if decode and self.n1_cycles else "",
+            f"**{self.bytes_per_cycle:.1f}**" if decode else "",
+            f"{self.weight_bytes / self.n1_cycles:.1f}" if decode and self.n1_cycles else "",
         )  # fmt: skip
         return "| " + " | ".join(map(str, cells)) + " |"
 
