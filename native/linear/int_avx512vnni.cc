@@ -26,6 +26,7 @@ struct Int8 {
 
 struct Q4 : Int8 {
   static constexpr int kPanelHeader = 0, kStepHeader = kHeaderBytes, kBlockBytes = 4 * kRowBytes;
+  static constexpr int kOneStreamRows = 1;
 
   static constexpr int unit(int i) { return i / 2 + i % 2 * 4; }
 
@@ -58,6 +59,7 @@ struct Q4 : Int8 {
 
 struct Q8 : Int8 {
   static constexpr int kPanelHeader = kHeaderBytes, kStepHeader = 0, kBlockBytes = 8 * kRowBytes;
+  static constexpr int kOneStreamRows = 4;
 
   static constexpr int unit(int i) { return i; }
 

@@ -12,6 +12,7 @@
 //   kUnit           values of k that one instruction takes from each column
 //   unit(i)         which unit of a block is read as the i-th: units of one row of 64 bytes follow each other
 //   step(t)         values of k in a step
+//   kOneStreamRows  up to which memory is slower than the arithmetic, although panels do not share activations
 //   Step<P>         a step of P panels: where it lies, what its sums start from, its weights, and how sums go into dst
 #pragma once
 
@@ -151,11 +152,11 @@ inline Tile from_panel(const Tile& t, int64_t panel) {
   return rest;
 }
 
-// One row reads one panel after the other: a single stream comes out of memory fastest.
+// Few rows read one panel after the other: a single stream comes out of memory fastest.
 template <class W>
 void multiply_tile(const Tile& t) {
   int64_t panel = 0;
-  if (t.rows > 1)
+  if (t.rows > W::kOneStreamRows)
     for (; panel + kTilePanels <= t.panels; panel += kTilePanels)
       multiply_panels<W, kTilePanels>(from_panel(t, panel));
   for (; panel < t.panels; ++panel) multiply_panels<W, 1>(from_panel(t, panel));
