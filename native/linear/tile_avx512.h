@@ -2,8 +2,8 @@
 //
 // A tile is up to 8 rows by 2 panels. It takes one step of k after the other (a group, where the weights have groups),
 // and all rows take a step before the next one, while its weights are in the L1 cache. Weights are unpacked between the
-// multiplications, into registers: shifts and shuffles fill issue slots that the dot products leave idle. Unpacking into
-// a buffer first was slower for every m that was measured.
+// multiplications, into registers: shifts and shuffles fill issue slots that the dot products leave idle. Unpacking
+// into a buffer first was slower for every m that was measured.
 //
 // A class of weights W says what differs:
 //   Lhs, Acc        type of an activation, and vector of sums; zero(), sum() and multiply_add() are Acc's arithmetic
@@ -52,7 +52,7 @@ struct RowTiles {
 
 // Where to prefetch: about 8 KiB further in the stream of each of P panels that are read side by side, which hides the
 // latency of memory (more does not help, half of it costs a fifth of the bandwidth). Beyond the end of a panel lies the
-// panel that is read P panels later. The tiles of a step share its prefetches, so that they spread over all of its time.
+// panel that is read P panels later. The tiles of a step share its prefetches, which spreads them over all of its time.
 class Ahead {
  public:
   Ahead(int64_t step_bytes, int64_t steps, int64_t next_panel)
