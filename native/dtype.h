@@ -1,4 +1,5 @@
-// The three element types of activations, and their scalar conversions.
+// The three element types of activations, and their scalar conversions. Static, or the linker might give plain code the
+// copy that was compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -8,30 +9,30 @@ namespace axiond {
 
 enum class Dtype : int { f32, f16, bf16 };
 
-inline int64_t size_of(Dtype type) { return type == Dtype::f32 ? 4 : 2; }
+static inline int64_t size_of(Dtype type) { return type == Dtype::f32 ? 4 : 2; }
 
-inline uint32_t bits_of(float value) {
+static inline uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-inline float float_of(uint32_t bits) {
+static inline float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
-inline float bf16_to_f32(uint16_t value) { return float_of(uint32_t(value) << 16); }
+static inline float bf16_to_f32(uint16_t value) { return float_of(uint32_t(value) << 16); }
 
 // Round to nearest even; a NaN stays a NaN.
-inline uint16_t f32_to_bf16(float value) {
+static inline uint16_t f32_to_bf16(float value) {
   const uint32_t bits = bits_of(value);
   if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline float f16_to_f32(uint16_t value) {
+static inline float f16_to_f32(uint16_t value) {
   const uint32_t sign = uint32_t(value & 0x8000) << 16, rest = value & 0x7fff;
   if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | ((rest & 0x3ff) << 13));
   // Shifted into place the number is 2^112 too small; the product is exact, for subnormals too.
@@ -40,7 +41,7 @@ inline float f16_to_f32(uint16_t value) {
 }
 
 // Round to nearest even; what is too large becomes infinite.
-inline uint16_t f32_to_f16(float value) {
+static inline uint16_t f32_to_f16(float value) {
   const uint32_t bits = bits_of(value), rest = bits & 0x7fffffff;
   const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
   if (rest > 0x7f800000) return sign | 0x7e00;
@@ -51,13 +52,13 @@ inline uint16_t f32_to_f16(float value) {
   return sign | uint16_t((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13);
 }
 
-inline float load(const void* from, Dtype type, int64_t i) {
+static inline float load(const void* from, Dtype type, int64_t i) {
   if (type == Dtype::f32) return static_cast<const float*>(from)[i];
   const uint16_t half = static_cast<const uint16_t*>(from)[i];
   return type == Dtype::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
 }
 
-inline void store(void* to, Dtype type, int64_t i, float value) {
+static inline void store(void* to, Dtype type, int64_t i, float value) {
   if (type == Dtype::f32)
     static_cast<float*>(to)[i] = value;
   else

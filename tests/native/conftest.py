@@ -1,5 +1,6 @@
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,13 @@ def host() -> Machine:
 
 
 MACHINES = (host(), *(EMULATED if platform.machine() == "x86_64" else ()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a machine waits for the compiler."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="session", params=MACHINES, ids=lambda machine: machine.name)

@@ -61,7 +61,9 @@ class Probe:
     child: subprocess.Popen[bytes] = field(init=False)
 
     def __enter__(self) -> Self:
-        self.child = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Threads that spin for each other hold up everybody on a machine with fewer cores than threads.
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        self.child = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,8 +1,13 @@
 """The right level is chosen on each CPU, and none that it lacks."""
 
+import platform
 import re
+import shutil
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.native.probe import Machine, Probe, ProbeError
 
@@ -10,10 +15,30 @@ EVERY = ("portable", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16", "avx512vn
 OPS = ("q4", "q8", "q4_exact", "bf16")
 # matmul_<dst>_<lhs>_<rhs>p<nr>x<kr>_<mr>x<nr>_<level>: equal "p" parts share packed weights.
 GRAMMAR = re.compile(r"matmul_f32_(qs8|bf16)_(qs4|qs8|bf16)p16x[24]_\d+x\d+_(" + "|".join(EVERY) + ")")
+# What Linux calls the features that a level needs beyond those of the one before.
+FEATURES = {
+    "x86_64": {"avx512vnni": {"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}, "avx512bf16": {"avx512_bf16"}},
+    "aarch64": {"neon": {"asimd"}, "neon_dotprod": {"asimddp"}, "neon_i8mm": {"i8mm"}, "neon_bf16": {"bf16"}},
+}
+
+
+def best_of_this_cpu() -> str:
+    found = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    assert found
+    levels = FEATURES[platform.machine()]
+    return ["portable", *takewhile(lambda level: levels[level] <= set(found[1].split()), levels)][-1]
 
 
 def test_the_best_level_of_the_cpu_is_found(machine: Machine, probe: Probe) -> None:
-    assert probe.ask("isa", isa="")[1] == (machine.best or probe.ask("isa", isa="")[1])
+    assert probe.ask("isa", isa="")[1] == (machine.best or best_of_this_cpu())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("qemu-x86_64-static"), reason="needs QEMU, on x86-64")
+def test_a_cpu_with_nothing_but_the_baseline_runs_the_plain_kernels() -> None:
+    command = ["qemu-x86_64-static", "-cpu", "core2duo", *Machine("host", "", ()).command()]
+    with Probe(command) as probe:
+        assert probe.ask("choose", isa="", op="q4", m=1)[1].endswith("_portable")
+        assert probe.ask("argmax", (torch.ones(20),), isa="", rows=1, n=20, type=0, stride=20) == (bytes(8), "portable")
 
 
 def test_each_level_of_the_cpu_can_be_forced(probe: Probe, levels: tuple[str, ...]) -> None:

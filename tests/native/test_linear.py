@@ -13,7 +13,7 @@ from tests.native.probe import TYPES, Probe
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EPS = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-# Sizes around the tiles of all kernels: rows of 1 to 8, blocks of 16 to 64, panels of 16 in runs of 4 and more.
+# Sizes around the tiles of all kernels: rows of 1 to 8, blocks of 16 to 128, panels of 16 in runs of 4 and more.
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 33, 65)
 COLUMNS = (1, 15, 16, 17, 48, 63, 64, 65, 144)
 
@@ -37,13 +37,14 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every row count, column count, group, type and thread count with several of the others."""
+    """Every row count, column count, group, type and thread count with several of the others; and rows of many groups."""
     turning = zip(
         itertools.cycle((1, 2, 3, 5)), itertools.cycle((32, 64, 128)), itertools.cycle(DTYPES), itertools.cycle(DTYPES[1:]),
         itertools.cycle((False, True, True, False, True)), itertools.cycle((True, False, False)), itertools.cycle((1, 2, 1, 3, 7, 1, 4)),
     )  # fmt: skip
-    sizes = [(m, n) for i, m in enumerate(ROWS) for n in COLUMNS[i % 2 :: 2]] + [(1, 400), (70, 300)]
-    return [
+    sizes = [(m, n) for i, m in enumerate(ROWS) for n in COLUMNS[i % 2 :: 2]] + [(1, 400), (70, 300), (129, 16), (259, 33)]
+    long = [Case(m, 40, 2304, group, torch.bfloat16, has_zero_points=True, threads=2) for m in (1, 17, 130) for group in (128, 32)]
+    return long + [
         Case(m, n, groups * group, group, x_type, scale_type, zeros, bias, threads)
         for (m, n), (groups, group, x_type, scale_type, zeros, bias, threads) in zip(sizes, turning, strict=False)
     ]

@@ -109,3 +109,31 @@ def test_there_is_one_openmp_in_the_process() -> None:
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     loaded = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libiomp" in line}
     assert len(loaded) == 1, loaded
+
+
+@pytest.mark.parametrize("module", ["ops", "small"])
+def test_torchs_openmp_is_opened_for_the_native_module_first(module: str) -> None:
+    code = f"import sys, axiond.kernels.{module}; print(*(name for name in sys.modules if name.startswith('axiond.kernels.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert loaded.index("axiond.kernels.openmp") < loaded.index("axiond.kernels._native")
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from axiond.kernels import ops
+rhs = ops.pack_bf16(torch.ones(16, 4096).bfloat16())
+x = torch.ones(4096, 4096)
+before = ops.linear(x[:64], rhs)  # starts the threads
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**24,) * 2)
+try:
+    ops.linear(x, rhs)
+except MemoryError:
+    assert torch.equal(ops.linear(x[:64], rhs), before)
+    print("refused")
+"""
+
+
+def test_without_memory_for_the_activations_a_call_fails_and_the_next_works() -> None:
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "refused\n", done.stderr

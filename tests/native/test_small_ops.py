@@ -1,5 +1,8 @@
 """The small kernels as torch sees them: shapes, strides, torch.compile, refusals. Arithmetic is test_small.py's."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -137,3 +140,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_what_does_not_fit_is_refused_by_name(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_level_that_is_none_is_refused_where_all_threads_work_too() -> None:
+    code = "import torch; from axiond.kernels import small; small.rms_norm(torch.ones(64, 2048), None, 1e-6)"
+    environment = os.environ | {"AXIOND_FORCE_ISA": "sse9"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "ValueError: AXIOND_FORCE_ISA=sse9: there is no such level" in done.stderr
