@@ -124,7 +124,7 @@ class ModelSpec(Spec):
     kv_cache: ByteSize = engine(ByteSize(2**30), 'Size of the KV cache, like "2GiB".', ge=2**26)
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = engine("auto", "Type of the KV cache; fp8 needs x86 with AVX-512.")
     max_num_seqs: int | None = engine(None, "Most requests in one step.", ge=1)
-    enforce_eager: bool = engine(True, "Skip torch.compile: starts in seconds, decodes a little slower.")
+    enforce_eager: bool = engine(True, "Skip torch.compile, which takes a minute and more at each start.")
     kernels: Annotated[Kernels, BeforeValidator(_kernels, json_schema_input_type=Literal["auto", "off"] | Kernels)] = engine(
         Kernels(), "axiond's own kernels: auto, off, or a table with a choice for each kind; auto leaves to vLLM what it does as well."
     )

@@ -7,11 +7,11 @@ import psutil
 
 from axiond.manifest.spec import ModelSpec
 
-PROCESS_BYTES = int(2.5 * 2**30)  # API server, EngineCore and worker of vLLM 0.32 without weights and KV cache
+PROCESS_BYTES = int(2.5 * 2**30)  # the processes of vLLM 0.32 without weights and KV cache
 
 
 def fixed_bytes(spec: ModelSpec) -> int:
-    """An engine's memory beside its weights: KV cache and three processes."""
+    """An engine's memory beside its weights: KV cache and processes."""
     return int(spec.kv_cache) + PROCESS_BYTES
 
 
