@@ -8,6 +8,7 @@ torch's; outside the dispatcher is left out, which costs more than the smaller o
 import torch
 from torch import Tensor
 
+import axiond.kernels.openmp  # noqa: F401  first
 from axiond.kernels import _native
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
