@@ -13,9 +13,10 @@ constexpr int64_t kChunk = 1 << 14;  // columns of one task of a softmax; fixed,
 
 template <class F>
 void by_rows(int64_t rows, int64_t elements, int64_t enough, F f) {
-  if (rows == 1 || elements < enough) return f(0, rows);
+  const Level& use = level();  // it may throw, which nothing may do in a parallel region
+  if (rows == 1 || elements < enough) return f(use, 0, rows);
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < rows; ++r) f(r, r + 1);
+  for (int64_t r = 0; r < rows; ++r) f(use, r, r + 1);
 }
 
 }  // namespace
@@ -32,26 +33,30 @@ const Level& level() {
 }
 
 void run(const RmsNorm& op) {
-  by_rows(op.rows, op.rows * op.n, kCheap, [&](int64_t first, int64_t last) { level().rms_norm(op, first, last); });
+  by_rows(op.rows, op.rows * op.n, kCheap,
+          [&](const Level& use, int64_t first, int64_t last) { use.rms_norm(op, first, last); });
 }
 
 void run(const Gate& op) {
-  by_rows(op.rows, op.rows * op.n, kWithExp, [&](int64_t first, int64_t last) { level().gate(op, first, last); });
+  by_rows(op.rows, op.rows * op.n, kWithExp,
+          [&](const Level& use, int64_t first, int64_t last) { use.gate(op, first, last); });
 }
 
 void run(const Rotary& op) {
   const int64_t elements = op.rows * (op.query_heads + op.key_heads) * op.rotary_dim;
-  by_rows(op.rows, elements, kCheap, [&](int64_t first, int64_t last) { level().rotate(op, first, last); });
+  by_rows(op.rows, elements, kCheap,
+          [&](const Level& use, int64_t first, int64_t last) { use.rotate(op, first, last); });
 }
 
 void run(const Argmax& op) {
-  by_rows(op.rows, op.rows * op.n, kCheap, [&](int64_t first, int64_t last) { level().argmax(op, first, last); });
+  by_rows(op.rows, op.rows * op.n, kCheap,
+          [&](const Level& use, int64_t first, int64_t last) { use.argmax(op, first, last); });
 }
 
 void run(const TopKTopP& op) {
-  by_rows(op.rows, op.rows * op.n, kCheap, [&](int64_t first, int64_t last) {
+  by_rows(op.rows, op.rows * op.n, kCheap, [&](const Level& use, int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r)
-      top_k_top_p(level(), op.x + r * op.x_stride, op.n, op.k ? op.k[r] : op.n, op.p ? op.p[r] : 1);
+      top_k_top_p(use, op.x + r * op.x_stride, op.n, op.k ? op.k[r] : op.n, op.p ? op.p[r] : 1);
   });
 }
 
