@@ -2,8 +2,8 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
+#include <new>
 
 #include "linear.h"
 
@@ -142,14 +142,17 @@ void multiply(const Job& job, const void* work, int thread, int threads) {
 
 void run(const Job& job) {
   if (job.m == 0) return;
+  constexpr auto kAlignment = std::align_val_t(64);
   struct Free {
-    void operator()(void* memory) const { std::free(memory); }
+    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
   };
   thread_local std::unique_ptr<void, Free> memory;
   thread_local int64_t held = 0;
-  const int64_t needed = round_up(work_bytes(job), 64);
+  const int64_t needed = work_bytes(job);
   if (needed > held) {
-    memory.reset(std::aligned_alloc(64, size_t(needed)));
+    held = 0;
+    memory.reset();  // before, so that the old and the new one are not there together
+    memory.reset(::operator new(size_t(needed), kAlignment));
     held = needed;
   }
   void* work = memory.get();
