@@ -66,11 +66,11 @@ def _prepare(layer: Module, bits: LmHead, stock: Callable[[], None]) -> None:
         rhs = pack(ops, layer.weight.data, bits)
         setattr(layer.weight, PACKED, rhs)
         active.took(f"{WHAT} {bits}")
-    linear = ops.linear
-    layer.cpu_linear = lambda x, table, bias: sharpened(linear(x, rhs, bias), x, table, bias)
+    linear, words = ops.linear, layer.shard_indices.num_org_elements
+    layer.cpu_linear = lambda x, table, bias: sharpened(linear(x, rhs, bias), x, table, bias, words)
 
 
-def sharpened(logits: Tensor, x: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+def sharpened(logits: Tensor, x: Tensor, table: Tensor, bias: Tensor | None, words: int) -> Tensor:
     """
     Replace the highest logits of each row by exact ones.
 
@@ -79,11 +79,12 @@ def sharpened(logits: Tensor, x: Tensor, table: Tensor, bias: Tensor | None) -> 
         x: shape (m, k), dtype of *logits*.
         table: shape (n, k), dtype of *logits*.
         bias: shape (n,).
+        words: rows of the table before its padding, whose zeros are higher than the logits of some models.
 
     Returns:
         *logits*.
     """
-    for some, rows in zip(logits.split(ROWS_AT_A_TIME), x.split(ROWS_AT_A_TIME), strict=True):
+    for some, rows in zip(logits[:, :words].split(ROWS_AT_A_TIME), x.split(ROWS_AT_A_TIME), strict=True):
         highest = some.topk(min(AGAIN, some.shape[1]), sorted=False).indices
         exact = torch.bmm(table[highest], rows.unsqueeze(-1)).squeeze(-1)
         some.scatter_(1, highest, exact if bias is None else exact + bias[highest])

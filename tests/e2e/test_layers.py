@@ -3,6 +3,7 @@ vLLM's own layers, one at a time and without an engine, loaded from each format 
 kernels, and what becomes of layers that these cannot take.
 """
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("AXIOND_FORCE_ISA", "portable")
         patch.delenv("AXIOND_KERNELS", raising=False)
         plugin.register()
+        importlib.import_module("vllm.model_executor.layers.linear")  # as every model does
         from vllm.config import VllmConfig, set_current_vllm_config
         from vllm.distributed import parallel_state
 
@@ -237,6 +239,23 @@ def test_an_output_layer_and_the_table_it_is_tied_to_share_one_packed_copy() -> 
     assert torch.equal(logits, embedding.quant_method.apply(embedding, x))
     assert torch.equal(embedding(torch.arange(300)), table)
     assert heads(active.report()) == heads(before) + 1
+
+
+def test_padding_is_not_taken_for_the_likeliest_words() -> None:
+    """257 words: the padding to 320 answers 0, and every word less, as with GPT-2 and others."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    table = -torch.rand(257, 128, generator=torch.Generator().manual_seed(4)).half()
+    table[:, 0] = 8  # widens the steps of 8 bits, and is multiplied by nothing
+    head = ParallelLMHead(257, 128, params_dtype=torch.float16)
+    head.weight_loader(head.weight, table)
+    head.quant_method.process_weights_after_loading(head)
+    x = torch.rand(5, 128, generator=torch.Generator().manual_seed(5)).half()
+    x[:, 0] = 0
+    exact = reference.matmul(x, table)
+    is_exact = (head.quant_method.apply(head, x)[:, :257].double() - exact).abs() <= 2**-11 * exact.abs()
+    assert is_exact.gather(1, exact.argmax(1, keepdim=True)).all()
+    assert not is_exact.all()
 
 
 def heads(report: dict[str, Any]) -> int:
