@@ -40,13 +40,17 @@ def native() -> ModuleType | None:
     try:
         ops = importlib.import_module("axiond.kernels.ops")
     except (ImportError, OSError) as exc:
-        problem = f"axiond's kernels could not be loaded, vLLM's own are used: {exc}"
-        _problems.append(problem)
-        _logger.warning(problem)
-        _write()
+        not_used("could not be loaded", str(exc))
         return None
     ops._native.isa()
     return ops
+
+
+def not_used(problem: str, detail: str) -> None:
+    """Record why nothing of this package runs."""
+    _problems.append(f"axiond's kernels {problem}, vLLM's own are used: {detail}")
+    _logger.warning(_problems[-1])
+    _write()
 
 
 def took(op: str) -> None:
@@ -82,19 +86,21 @@ def report() -> dict[str, Any]:
 
 def _op(op: str, layers: int) -> dict[str, Any]:
     found: dict[str, Any] = {"op": op, "layers": layers}
-    ops = native() if op in OPS else None
+    ops = native()
     if ops is None:
         return found
+    levels = ops._native.isa()
+    if op not in OPS:
+        return found | {"isa": ops._native.small_isa(), "why": _why(levels)}
     decode, prefill = (ops._native.kernel_for(OPS[op], rows) for rows in (DECODE_ROWS, PREFILL_ROWS))
-    isa = _isa(decode)
-    return found | {"isa": isa, "why": _why(isa, ops._native.isa()), "decode": decode, "prefill": prefill}
+    return found | {"isa": _isa(decode), "why": _why(levels), "decode": decode, "prefill": prefill}
 
 
 def _isa(kernel: str) -> str:
     return max((isa for isa in get_args(Isa) if kernel.endswith(f"_{isa}")), key=len, default="")
 
 
-def _why(isa: str, levels: dict[str, str]) -> str:
+def _why(levels: dict[str, str]) -> str:
     if forced := os.environ.get(FORCE_ISA):
         return f"{FORCE_ISA} is {forced}; this CPU has {levels['detected']}"
     return f"best for this operation; this CPU has {levels['detected']}"

@@ -45,8 +45,12 @@ def test_layers_are_counted_and_said_once(tmp_path: Path) -> None:
 
 
 def test_an_operation_without_a_linear_kernel_is_counted_too(tmp_path: Path) -> None:
-    run(tmp_path, "active.took('rms_norm')")
-    assert said(tmp_path) == KernelsReport(ops=(KernelOp(op="rms_norm", layers=1),))
+    run(tmp_path, "active.took('rms_norm')", AXIOND_FORCE_ISA="portable")
+    report = said(tmp_path)
+    assert report
+    (op,) = report.ops
+    assert op == KernelOp(op="rms_norm", layers=1, isa="portable", why=op.why)
+    assert op.why.startswith("AXIOND_FORCE_ISA is portable; this CPU has ")
 
 
 def test_a_native_module_that_does_not_load_is_a_problem_and_no_failure(tmp_path: Path) -> None:
