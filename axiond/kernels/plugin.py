@@ -2,13 +2,17 @@
 Runs in every vLLM process (entry point `vllm.general_plugins`): has axiond's kernels used where layers are made.
 
 What it changes are modules that only a process with a model imports, and it waits for those imports: the others do not pay.
+What it hooks into is not all meant for that: with any other version than the one below, vLLM stays as it is.
 """
 
 import os
 from functools import cache
 
+from axiond.kernels import active
 from axiond.kernels.imports import after_import
 from axiond.kernels.settings import FORCE_ISA, from_environ
+
+WRITTEN_FOR = "0.32."
 
 
 @cache
@@ -22,10 +26,19 @@ def register() -> None:
     settings = from_environ(os.environ)
     if settings.is_off:
         return
+
+    # All imports of what imports vLLM or torch are late: without a model, or off, they would be for nothing.
+    import vllm
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    if not vllm.__version__.startswith(WRITTEN_FOR):
+        active.not_used(f"are for vLLM {WRITTEN_FOR}x", f"this is {vllm.__version__}")
+        return
     if settings.force_isa != "auto":
         os.environ[FORCE_ISA] = settings.force_isa
 
-    # All imports of what imports vLLM or torch are late: without a model, or off, they would be for nothing.
     def linear() -> None:
         from axiond.kernels import linear
 
