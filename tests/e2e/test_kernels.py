@@ -76,7 +76,7 @@ async def test_a_model_with_4_bit_weights_is_served_and_its_kernels_shown() -> N
             assert layers(engine.kernels)["w4a8"] == 4 * 30
             console = Console(file=io.StringIO(), width=120)
             console.print(status_view(report.only("awq"), datetime.now(UTC), with_kernels=True))
-            assert re.search(r"awq@\w+ .*\blm_head int8 +1 .*this CPU has", console.file.getvalue())
+            assert re.search(r"\blm_head int8 +1 +\w+ +.*this CPU has", console.file.getvalue())
 
 
 @pytest.mark.parametrize("form", ["gptq", "w4a8"])
