@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.config import CompilationMode, get_cached_compilation_config
 from vllm.model_executor.custom_op import CustomOp, op_registry_oot
 from vllm.model_executor.layers.activation import GeluAndMul, SiluAndMul
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
@@ -38,7 +39,10 @@ class Counted:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        active.took(self.name)
+        if get_cached_compilation_config().mode == CompilationMode.NONE:
+            active.took(self.name)
+        else:
+            active.left(self.name, "torch.compile makes code of it")
 
 
 class AxiondRMSNorm(Counted, RMSNorm):  # type: ignore[misc]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from axiond.kernels import fused
+from axiond.kernels import active, fused
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -61,6 +61,22 @@ def test_a_layer_answers_as_vllms_own(name: str, arguments: tuple[Any, ...], row
     assert_close(layer(x), layer.forward_native(x.clone()))
     if name.endswith("Norm"):
         assert_close(layer(x.clone(), residual.clone()), layer.forward_native(x.clone(), residual.clone()))
+
+
+@pytest.mark.parametrize(("mode", "place"), [(0, "ops"), (3, "left")], ids=["eager", "compiled"])
+def test_a_layer_is_counted_where_it_runs(mode: int, place: str) -> None:
+    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+    def counted() -> dict[str, int]:
+        report = active.report()
+        found = {"ops": [(each["op"], each["layers"]) for each in report["ops"]]}
+        found["left"] = [(each["what"], each["layers"]) for each in report["left"]]
+        return {name: dict(each).get("rms_norm", 0) for name, each in found.items()}
+
+    before = counted()
+    with set_current_vllm_config(VllmConfig(compilation_config=CompilationConfig(mode=mode))):
+        made("RMSNorm", SIZE)
+    assert counted() == before | {place: before[place] + 1}
 
 
 def test_a_norm_of_the_heads_in_a_merged_row_leaves_the_row() -> None:
