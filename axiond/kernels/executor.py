@@ -5,6 +5,7 @@ vLLM's CPU platform always puts the worker into a process of its own. EngineCore
 core that the worker computes on, and every token crosses shared memory twice. Here EngineCore calls the worker.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -59,5 +60,6 @@ def unbind_other_threads() -> None:
     main, bound = os.getpid(), os.sched_getaffinity(0)
     everywhere = os.sched_getaffinity(os.getppid())
     for thread in (int(entry.name) for entry in Path("/proc/self/task").iterdir()):
-        if thread != main and os.sched_getaffinity(thread) == bound:
-            os.sched_setaffinity(thread, everywhere)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            if thread != main and os.sched_getaffinity(thread) == bound:
+                os.sched_setaffinity(thread, everywhere)

@@ -108,3 +108,25 @@ def test_main_thread_alone_keeps_its_core(step: ModuleType) -> None:
         os.sched_setaffinity(0, everywhere)
         for thread in threads:
             thread.join()
+
+
+def test_a_thread_that_ends_meanwhile_is_let_go(step: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads are listed first, and one after the other is asked then."""
+    is_over, asked = threading.Event(), []
+    thread = threading.Thread(target=is_over.wait)
+    thread.start()
+    affinity = os.sched_getaffinity
+
+    def ask(tid: int) -> set[int]:
+        if tid == thread.native_id:
+            asked.append(tid)
+            raise ProcessLookupError
+        return affinity(tid)
+
+    monkeypatch.setattr(os, "sched_getaffinity", ask)
+    try:
+        step.executor.unbind_other_threads()
+        assert asked
+    finally:
+        is_over.set()
+        thread.join()
