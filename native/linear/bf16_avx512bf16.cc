@@ -26,7 +26,7 @@ struct Bfloat16 {
 
 struct Bf16 : Bfloat16 {
   static constexpr int kPanelHeader = 0, kStepHeader = 0, kBlockBytes = 16 * kRowBytes;
-  static constexpr int kOneStreamRows = 4;
+  static constexpr int kSums = 8, kOneStreamRows = 4, kAheadBytes = 8192;
 
   static constexpr int unit(int i) { return i; }
   static int64_t step(const Tile&) { return kStep; }
@@ -58,7 +58,7 @@ AXIOND_INLINE inline __m512i integers() {
 // Weights become q - zero point, which bfloat16 holds exactly; the scale comes after the sum of a group.
 struct Q4 : Bfloat16 {
   static constexpr int kPanelHeader = 0, kStepHeader = kHeaderBytes, kBlockBytes = 4 * kRowBytes;
-  static constexpr int kOneStreamRows = 3;
+  static constexpr int kSums = 16, kOneStreamRows = 3, kAheadBytes = 16384;
 
   // A row of 64 bytes holds pairs 2 j and 2 j + 1 in the low nibbles, 2 j + 8 and 2 j + 9 in the high ones.
   static constexpr int unit(int i) { return i / 4 * 2 + i % 4 / 2 * 8 + i % 2; }

@@ -11,7 +11,7 @@ namespace {
 struct Int8 {
   using Lhs = int8_t;
   using Acc = __m512i;
-  static constexpr int kUnit = 4, kMaxChains = 4;
+  static constexpr int kUnit = 4, kSums = 16, kMaxChains = 4;
 
   static int64_t step(const Tile& t) { return t.group; }
   static AXIOND_INLINE __m512i zero() { return _mm512_setzero_si512(); }
@@ -26,7 +26,7 @@ struct Int8 {
 
 struct Q4 : Int8 {
   static constexpr int kPanelHeader = 0, kStepHeader = kHeaderBytes, kBlockBytes = 4 * kRowBytes;
-  static constexpr int kOneStreamRows = 1;
+  static constexpr int kOneStreamRows = 1, kAheadBytes = 16384;
 
   static constexpr int unit(int i) { return i / 2 + i % 2 * 4; }
 
@@ -59,7 +59,7 @@ struct Q4 : Int8 {
 
 struct Q8 : Int8 {
   static constexpr int kPanelHeader = kHeaderBytes, kStepHeader = 0, kBlockBytes = 8 * kRowBytes;
-  static constexpr int kOneStreamRows = 4;
+  static constexpr int kOneStreamRows = 4, kAheadBytes = 8192;
 
   static constexpr int unit(int i) { return i; }
 

@@ -7,12 +7,13 @@
 //
 // A class of weights W says what differs:
 //   Lhs, Acc        type of an activation, and vector of sums; zero(), sum() and multiply_add() are Acc's arithmetic
-//   kMaxChains      sums of one result that are worth having beside each other
+//   kSums           sums that a tile has at least beside each other, kMaxChains of them at most for one result
 //   kPanelHeader, kStepHeader, kBlockBytes    bytes before a panel's steps, before a step's blocks, of a block
 //   kUnit           values of k that one instruction takes from each column
 //   unit(i)         which unit of a block is read as the i-th: units of one row of 64 bytes follow each other
 //   step(t)         values of k in a step
 //   kOneStreamRows  up to which memory is slower than the arithmetic, although panels do not share activations
+//   kAheadBytes     how far ahead one stream is prefetched
 //   Step<P>         a step of P panels: where it lies, what its sums start from, its weights, and how sums go into dst
 #pragma once
 
@@ -50,13 +51,13 @@ struct RowTiles {
   int64_t rows_of(int64_t tile) const { return rows + (tile < larger); }
 };
 
-// Where to prefetch: about 8 KiB further in the stream of each of P panels that are read side by side, which hides the
-// latency of memory (more does not help, half of it costs a fifth of the bandwidth). Beyond the end of a panel lies the
+// Where to prefetch: so far ahead in the stream of each of P panels that are read side by side that the latency of
+// memory is hidden (8 KiB for each of two; half of it costs a fifth of the bandwidth). Beyond the end of a panel lies the
 // panel that is read P panels later. The tiles of a step share its prefetches, which spreads them over all of its time.
 class Ahead {
  public:
-  Ahead(int64_t step_bytes, int64_t steps, int64_t next_panel)
-      : steps_(std::min(std::max<int64_t>(8192 / step_bytes, 1), steps)),
+  Ahead(int64_t bytes, int64_t step_bytes, int64_t steps, int64_t next_panel)
+      : steps_(std::min(std::max<int64_t>(bytes / step_bytes, 1), steps)),
         bytes_(steps_ * step_bytes),
         last_(steps - steps_),
         next_panel_(next_panel) {}
@@ -79,7 +80,7 @@ template <class W, int R, int P>
 AXIOND_INLINE inline void multiply_step(const Rows<W>& rows, const typename W::template Step<P>& step, int64_t size,
                                         const Ahead& ahead) {
   // A dot product takes 4 to 6 cycles, and 2 start in each: so many sums must not wait for each other.
-  constexpr int kChains = std::max(1, std::min(W::kMaxChains, 16 / (R * P))), kUnits = kBlockK / W::kUnit;
+  constexpr int kChains = std::max(1, std::min(W::kMaxChains, W::kSums / (R * P))), kUnits = kBlockK / W::kUnit;
   typename W::Acc acc[R][P][kChains];
   each<R>(AXIOND_EACH(r) {
     each<P>(AXIOND_EACH(p) {
@@ -121,7 +122,7 @@ void multiply_panels(const Tile& t) {
   const int64_t step_k = W::step(t), steps = (t.k + step_k - 1) / step_k;
   const int64_t step_bytes = W::kStepHeader + step_k / kBlockK * W::kBlockBytes;
   const RowTiles tiles(t.rows);
-  Ahead ahead(step_bytes, steps, (P - 1) * t.panel_bytes);
+  Ahead ahead(P == 1 ? W::kAheadBytes : 8192, step_bytes, steps, (P - 1) * t.panel_bytes);
   for (int64_t row = 0; row < t.rows; ++row) std::fill_n(t.dst + row * t.dst_stride, P * kColumns, 0.0f);
   for (int64_t s = 0; s < steps; ++s) {
     const typename W::template Step<P> step(t, W::kPanelHeader + s * step_bytes);
