@@ -53,7 +53,7 @@ struct RowTiles {
 
 // Where to prefetch: so far ahead in the stream of each of P panels that are read side by side that the latency of
 // memory is hidden (8 KiB for each of two; half of it costs a fifth of the bandwidth). Beyond the end of a panel lies
-// the panel that is read P panels later. The tiles of a step share its prefetches, which spreads them over all its time.
+// the panel that is read P panels later. The tiles of a step share its prefetches, which spreads them over its time.
 class Ahead {
  public:
   Ahead(int64_t bytes, int64_t step_bytes, int64_t steps, int64_t next_panel)
