@@ -21,7 +21,8 @@
 // in IEEE single precision. Every kernel does just these operations, so the result does not depend on the instruction
 // set, on the number of threads or on which other rows are in the batch, to the last bit.
 //
-// `exact` q4 and bf16 weights multiply unrounded activations in bfloat16 with float sums; there the order is free.
+// `exact` q4 and bf16 weights multiply activations in bfloat16 with float sums; there the order is free. Two
+// bfloat16 hold a float16, and of a float32 the first 16 bits of 24.
 #pragma once
 
 #include <cstddef>

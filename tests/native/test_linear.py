@@ -159,3 +159,20 @@ def test_what_is_not_finite_stays_in_its_row(probe: Probe, levels: tuple[str, ..
         rest = [row for row in range(case.m) if row != 4]
         assert torch.equal(got[rest], want[rest])
         assert not got[4].isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_results_of_every_size_are_rounded_to_the_nearest(probe: Probe, levels: tuple[str, ...], dtype: torch.dtype) -> None:
+    """Scales of all bits make results of all bits: too large and too small ones, infinities and NaNs."""
+    n, k = 4001, 32
+    bits = torch.randint(-(2**31), 2**31, (n,), generator=torch.Generator().manual_seed(0)).int()
+    bits[::3] = bits[::3] & 0x7FFFFFF | 0x30000000  # what float16 has no or few digits for
+    bits[1::3] = bits[1::3] & 0xFFFF | 0x44FF0000  # its largest numbers, and a little more
+    scales = bits.view(torch.float32)
+    weights, x = (torch.ones(n, k, dtype=torch.int8), scales), torch.ones(1, k)
+    for level in levels:
+        wide = ask(probe, "q8", level, Case(1, n, k, k, torch.float32), weights, x, None)
+        got = ask(probe, "q8", level, Case(1, n, k, k, dtype), weights, x.to(dtype), None)
+        torch.testing.assert_close(got, wide.to(dtype), rtol=0, atol=0, equal_nan=True)
+        assert got.isnan().any()
+        assert got.isinf().any()
