@@ -85,7 +85,7 @@ class Kernels(Spec):
         "int8", "Bits of the output layer's weights, if the checkpoint has not rounded them; none keeps them as they are."
     )
     bf16: Bf16 = engine("auto", "Layers with bfloat16 weights; off leaves them to vLLM.")
-    fused: bool = engine(True, "Norms, activations and rotary embedding in one pass each.")
+    fused: bool = engine(True, "Norms, activations, rotary embedding and the sampler in one pass each, decoder layers as one function.")
     force_isa: Isa = engine("auto", "Instruction set to use; auto takes the best one, and one that the CPU lacks is an error.")
 
 
