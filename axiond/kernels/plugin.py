@@ -51,8 +51,9 @@ def register() -> None:
 
     after_import("vllm.model_executor.kernels.linear", linear)
     after_import("vllm.model_executor.layers.linear", dispatch)
-    from axiond.kernels import fused, step
+    from axiond.kernels import baseline, fused, step
 
+    baseline.install()
     if settings.fused:
         fused.install()
     step.install()

@@ -3,10 +3,11 @@ Generate a few tokens with vLLM, once for every case, and print what came of eac
 
     python3 generate.py CASES
 
-CASES is JSON: [{"name", "model", "environ"}]. vLLM is imported once, for under emulation that takes a minute, and every
+CASES is JSON: [{"name", "model", "dtype", "environ"}]. vLLM is imported once, for under emulation that takes a minute, and every
 case is a fork of this process with its own variables. A case that crashes is a result too.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -18,14 +19,14 @@ from typing import Any
 
 import vllm
 
-PROMPT = [1, 4093, 314, 253, 1830, 28, 281, 198, 6330, 17, 905, 29, 12, 7, 31, 44, 2024]
+PROMPT = [token * 997 % 49152 for token in range(3, 44)]
 NEW_TOKENS = 12
 TIMEOUT_S = 1500
 
 
-def generate(model: str) -> dict[str, Any]:
+def generate(model: str, dtype: str) -> dict[str, Any]:
     # In this process, so that it is seen what raises.
-    llm = vllm.LLM(model, enforce_eager=True, max_model_len=256, max_num_seqs=2, kv_cache_memory_bytes=2**24, disable_log_stats=True)
+    llm = vllm.LLM(model, dtype=dtype, enforce_eager=True, max_model_len=256, max_num_seqs=2, kv_cache_memory_bytes=2**24)
     asked = vllm.SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     # A long prompt beside a short one: kernels for many rows and for one.
     prompts = [{"prompt_token_ids": PROMPT}, {"prompt_token_ids": PROMPT[:3]}]
@@ -41,9 +42,10 @@ def kernels_in_use() -> Any:
 
 
 def run_case(case: dict[str, Any], result: Connection) -> None:
+    faulthandler.enable()
     os.environ.update(case["environ"])
     try:
-        answer = generate(case["model"]) | {"kernels": kernels_in_use()}
+        answer = generate(case["model"], case["dtype"]) | {"kernels": kernels_in_use()}
     except BaseException as exc:
         traceback.print_exc()
         answer = {"raised": type(exc).__name__, "message": str(exc)}
@@ -68,7 +70,7 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     for case in json.loads(sys.argv[1]):
-        print(f"\n##### {case['name']} {case['model']} {case['environ']}", flush=True)
+        print(f"\n##### {case['name']} {case['model']} {case['dtype']} {case['environ']}", flush=True)
         began = time.monotonic()
         found = outcome(case)
         print("RESULT " + json.dumps({"name": case["name"], "took_s": round(time.monotonic() - began)} | found), flush=True)

@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,7 +70,7 @@ class Arm:
 
     def generate(self, cases: "Sequence[Case]", cpu: str = "max") -> Results:
         """Run cases in vLLM, each in a process of its own."""
-        asked = json.dumps([{"name": case.name, "model": f"/opt/models/{case.model}", "environ": case.environ} for case in cases])
+        asked = json.dumps([asdict(case) | {"model": f"/opt/models/{case.model}"} for case in cases])
         output = self.run("python3", "/src/tests/arm/generate.py", asked, cpu=cpu)
         results = [json.loads(line.removeprefix("RESULT ")) for line in output.splitlines() if line.startswith("RESULT ")]
         return {result.pop("name"): result for result in results}
@@ -79,7 +80,8 @@ class Arm:
 class Case:
     name: str
     model: str
-    environ: Mapping[str, str] = field(default_factory=dict)
+    environ: dict[str, str] = field(default_factory=dict)
+    dtype: str = "auto"  # of the models made here it is bfloat16
 
 
 OFF = {"AXIOND_KERNELS": "off"}
@@ -122,8 +124,8 @@ def dispatch(arm: Arm) -> None:
 def stock(arm: Arm) -> None:
     """vLLM without axiond's kernels: raises AttributeError at the first forward"""
     results = arm.generate([Case(model, model, OFF) for model in MODELS])
+    _show(arm, results)
     for model in MODELS:
-        arm.say(f"{model}: {_shown(results[model])}")
         if (results[model].get("raised"), results[model].get("message")) != ("AttributeError", OP_LACKING):
             raise Failed(f"{model} had to raise AttributeError: {OP_LACKING}")
 
@@ -132,32 +134,54 @@ def kernels(arm: Arm) -> None:
     """vLLM with axiond's kernels: every level answers with the tokens of the portable one"""
     levels = {"portable": forced("portable"), "auto": {}, "neon": forced("neon"), "neon_dotprod": forced("neon_dotprod")}
     results = arm.generate([Case(f"{model} {level}", model, environ) for model in MODELS for level, environ in levels.items()])
-    for name, result in results.items():
-        arm.say(f"{name}: {_shown(result)}")
+    _show(arm, results)
     for model in MODELS:
-        wanted = results[f"{model} portable"].get("tokens")
-        if not wanted:
-            raise Failed(f"{model} generated nothing")
-        for level in levels:
-            if results[f"{model} {level}"].get("tokens") != wanted:
-                raise Failed(f"{model}: {level} differs from portable")
+        _require_same_tokens(results, [f"{model} {level}" for level in levels])
         used = {op["isa"] for op in results[f"{model} auto"]["kernels"]["ops"] if "isa" in op}
         if not used or not all(isa.startswith("neon_") for isa in used):
             raise Failed(f"{model}: auto used {used}")
 
 
 def old_cpu(arm: Arm) -> None:
-    """a CPU without bf16 and i8mm, which vLLM's own build cannot do without"""
-    results = arm.generate([Case("stock", "tiny", OFF), Case("axiond", "tiny-awq")], cpu="neoverse-n1")
-    for name, result in results.items():
-        arm.say(f"{name}: {_shown(result)}")
+    """a CPU without bf16 and i8mm: vLLM's wheel dies in bfloat16, axiond says so before, and float16 works"""
+    cases = [
+        Case("stock", "tiny", OFF),
+        Case("axiond bfloat16", "tiny-awq"),
+        Case("axiond float16", "tiny-awq", dtype="float16"),
+        Case("axiond float16 portable", "tiny-awq", forced("portable"), dtype="float16"),
+    ]
+    results = arm.generate(cases, cpu="neoverse-n1")
+    _show(arm, results)
+    if results["stock"].get("died") != -signal.SIGILL:
+        raise Failed("vLLM's wheel had to die of SIGILL: what is said about old CPUs is not true any more")
+    if 'set dtype to "float16"' not in results["axiond bfloat16"].get("message", ""):
+        raise Failed("bfloat16 had to be refused")
+    _require_same_tokens(results, ["axiond float16 portable", "axiond float16"])
+
+
+def _require_same_tokens(results: Results, names: Sequence[str]) -> None:
+    wanted = results[names[0]].get("tokens")
+    if not wanted:
+        raise Failed(f"{names[0]} generated nothing")
+    for name in names[1:]:
+        if results[name].get("tokens") != wanted:
+            raise Failed(f"{name} differs from {names[0]}")
 
 
 STEPS: tuple[Callable[[Arm], None], ...] = (build, dispatch, stock, kernels, old_cpu)
 
 
-def _shown(result: Mapping[str, Any]) -> str:
-    return "\n".join(f"  {name}: {json.dumps(value)}" for name, value in result.items()).removeprefix("  ")
+def _show(arm: Arm, results: Results) -> None:
+    for name, result in results.items():
+        arm.say(f"{name} ({result['took_s']} s)")
+        if "tokens" not in result:
+            arm.say(f"  raised {result['raised']}: {result['message']}" if "raised" in result else f"  died of signal {-result['died']}")
+            continue
+        for tokens in result["tokens"]:
+            arm.say(f"  tokens {' '.join(map(str, tokens))}")
+        for op in result["kernels"]["ops"]:
+            used = f": {op['decode']} (decode), {op['prefill']} (prefill)" if "isa" in op else ""
+            arm.say(f"  {op['layers']} x {op['op']}{used}")
 
 
 def _machine(arm: Arm) -> str:
