@@ -1,6 +1,7 @@
 """Linear layers with packed weights, as torch sees them. Importing this loads the native module."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -155,8 +156,12 @@ def _new(format_: Format, scale_type: Dtype, n: int, k: int, group: int) -> Pack
 
 
 def _linear(x: Tensor, data: Tensor, bias: Tensor | None, n: int, k: int, group: int, format_: int, scale_type: int, exact: bool) -> Tensor:
-    rhs = _native.Rhs(Format(format_), Dtype(scale_type), n, k, group, data.data_ptr())
-    return _run(x, rhs, n, k, bias, exact)
+    return _run(x, _described(format_, scale_type, n, k, group, data.data_ptr()), n, k, bias, exact)
+
+
+@lru_cache(maxsize=4096)
+def _described(format_: int, scale_type: int, n: int, k: int, group: int, address: int) -> _native.Rhs:
+    return _native.Rhs(Format(format_), Dtype(scale_type), n, k, group, address)
 
 
 def _linear_fake(

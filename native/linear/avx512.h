@@ -20,8 +20,6 @@
 
 #define AXIOND_INLINE __attribute__((always_inline))
 #define AXIOND_EACH(i) [&](auto i) AXIOND_INLINE
-// For the functions of such a file that run before anybody has looked at the CPU.
-#define AXIOND_ON_ANY_CPU __attribute__((target("no-sse3")))
 
 namespace axiond::linear {
 

@@ -108,6 +108,6 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-AXIOND_ON_ANY_CPU Level avx512bf16_level() { return {kKernels, int(std::size(kKernels)), {}}; }
+const Level kAvx512bf16 = {kKernels, int(std::size(kKernels)), {}};
 
 }  // namespace axiond::linear

@@ -47,7 +47,7 @@ Op op_of(const std::string& name) {
 void run_linear(const Rhs& rhs, uintptr_t x, Dtype type, int64_t m, int64_t x_stride, uintptr_t bias,
                 uintptr_t dst, bool exact) {
   const py::gil_scoped_release release;
-  run({rhs, exact, m, at<void>(x), type, x_stride, at<void>(bias), reinterpret_cast<void*>(dst), rhs.n});
+  run({rhs, exact, m, at<void>(x), type, x_stride, at<void>(bias), reinterpret_cast<void*>(dst)});
 }
 
 }  // namespace

@@ -6,22 +6,22 @@ namespace axiond::linear {
 namespace {
 
 // Every level of this build, highest first.
-const Level kLevels[] = {
+constexpr const Level* kLevels[] = {
 #if defined(__aarch64__)
-    neon_bf16_level(), neon_i8mm_level(), neon_dotprod_level(), neon_level(),
+    &kNeonBf16, &kNeonI8mm, &kNeonDotprod, &kNeon,
 #elif defined(__x86_64__)
-    avx512bf16_level(), avx512vnni_level(),
+    &kAvx512bf16, &kAvx512vnni,
 #endif
-    portable_level(),
+    &kPortable,
 };
 
 }  // namespace
 
 const Kernel& choose(Op op, int64_t m) {
   const Isa active = active_isa();
-  for (const Level& level : kLevels)
-    for (int i = 0; i < level.count; ++i) {
-      const Kernel& kernel = level.kernels[i];
+  for (const Level* level : kLevels)
+    for (int i = 0; i < level->count; ++i) {
+      const Kernel& kernel = level->kernels[i];
       if (kernel.op == op && kernel.min_rows <= m && permits(active, kernel.isa)) return kernel;
     }
   throw std::logic_error("the portable level has every op");
@@ -29,8 +29,8 @@ const Kernel& choose(Op op, int64_t m) {
 
 const Helpers& helpers() {
   const Isa active = active_isa();
-  for (const Level& level : kLevels)
-    if (level.helpers.quantize && permits(active, level.helpers.isa)) return level.helpers;
+  for (const Level* level : kLevels)
+    if (level->helpers.quantize && permits(active, level->helpers.isa)) return level->helpers;
   throw std::logic_error("the portable level has helpers");
 }
 

@@ -107,7 +107,7 @@ void multiply_block(const Lhs& lhs, void* work, Range rows, Range panels, float*
   const int64_t column = panels.begin * kColumns, size = size_of(job.type);
   for (int64_t r = 0; r < count; ++r)
     helpers().finish(tile + r * width, job.bias ? static_cast<const char*>(job.bias) + column * size : nullptr,
-                     static_cast<char*>(job.dst) + ((rows.begin + r) * job.dst_stride + column) * size, job.type,
+                     static_cast<char*>(job.dst) + ((rows.begin + r) * job.rhs.n + column) * size, job.type,
                      std::min(width, job.rhs.n - column));
 }
 

@@ -166,6 +166,6 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-Level neon_bf16_level() { return {kKernels, std::size(kKernels), {}}; }
+const Level kNeonBf16 = {kKernels, int(std::size(kKernels)), {}};
 
 }  // namespace axiond::linear

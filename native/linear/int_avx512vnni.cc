@@ -101,8 +101,7 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-AXIOND_ON_ANY_CPU Level avx512vnni_level() {
-  return {kKernels, int(std::size(kKernels)), {Isa::avx512vnni, quantize_avx512, finish_avx512, split_avx512}};
-}
+const Level kAvx512vnni = {
+    kKernels, int(std::size(kKernels)), {Isa::avx512vnni, quantize_avx512, finish_avx512, split_avx512}};
 
 }  // namespace axiond::linear

@@ -161,6 +161,6 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-Level neon_dotprod_level() { return {kKernels, std::size(kKernels), {}}; }
+const Level kNeonDotprod = {kKernels, int(std::size(kKernels)), {}};
 
 }  // namespace axiond::linear

@@ -261,6 +261,6 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-Level neon_i8mm_level() { return {kKernels, std::size(kKernels), {}}; }
+const Level kNeonI8mm = {kKernels, int(std::size(kKernels)), {}};
 
 }  // namespace axiond::linear

@@ -15,8 +15,6 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-Level neon_level() {
-  return {kKernels, std::size(kKernels), {Isa::neon, quantize_neon, finish_neon, split_neon}};
-}
+const Level kNeon = {kKernels, int(std::size(kKernels)), {Isa::neon, quantize_neon, finish_neon, split_neon}};
 
 }  // namespace axiond::linear

@@ -39,7 +39,7 @@ constexpr int kHeaderBytes = 64;
 constexpr int kBlockK = 32;  // k is a multiple of this
 constexpr int kMaxGroup = 128;
 constexpr float kTiny = 0x1p-100f;
-constexpr int kMaxTile = 16 * 1024;  // floats of one micro-kernel call's result
+constexpr int kMaxTile = 8 * 1024;  // floats of one micro-kernel call's result
 
 enum class Format : int { q4, q8, bf16 };
 
@@ -109,21 +109,17 @@ struct Helpers {
   void (*split)(const void* x, Dtype type, int64_t k, uint16_t* high, uint16_t* low, int64_t chunk_stride);
 };
 
-// The kernels of each level that this build has, best first within one op. Defined in <file>_<isa>.cc.
+// What each level brings: plain data, so that nothing of a level runs before the CPU is known to have it.
 struct Level {
-  const Kernel* kernels;
+  const Kernel* kernels;  // best first within one op
   int count;
-  Helpers helpers;
+  Helpers helpers;  // null if those of a lower level serve
 };
-Level portable_level();
+extern const Level kPortable;
 #if defined(__aarch64__)
-Level neon_level();
-Level neon_dotprod_level();
-Level neon_i8mm_level();
-Level neon_bf16_level();
+extern const Level kNeon, kNeonDotprod, kNeonI8mm, kNeonBf16;
 #elif defined(__x86_64__)
-Level avx512vnni_level();
-Level avx512bf16_level();
+extern const Level kAvx512vnni, kAvx512bf16;
 #endif
 
 // The kernel for m rows at the active level: the highest permitted level that has one whose min_rows <= m.
@@ -139,15 +135,14 @@ struct Job {
   Dtype type;        // of x, bias and dst
   int64_t x_stride;  // elements from row to row
   const void* bias;  // [n] or null
-  void* dst;
-  int64_t dst_stride;
+  void* dst;         // [m][n]
 };
 
 // Multiply on all of OpenMP's threads in one parallel region.
 void run(const Job& job);
 
-// The two phases of run() for callers that have a parallel region already: every thread calls prepare(), then all wait
-// for each other, then every thread calls multiply(). `work` is 64-byte aligned and holds work_bytes().
+// The two phases of run(), apart for the tests: every thread calls prepare(), then all wait for each other, then every
+// thread calls multiply(). `work` is 64-byte aligned and holds work_bytes().
 int64_t work_bytes(const Job& job);
 void prepare(const Job& job, void* work, int thread, int threads);
 void multiply(const Job& job, const void* work, int thread, int threads);

@@ -25,35 +25,40 @@ void pack_q4_panel(const Rhs& rhs, int64_t n0, const uint8_t* q, const uint16_t*
   }
 }
 
+// Clear each panel and fill it, on the thread that got its share: so its memory comes from that thread's NUMA node.
+template <class Fill>
+void each_panel(const Rhs& rhs, uint8_t* to, Fill fill) {
+#pragma omp parallel for
+  for (int64_t p = 0; p < rhs.panels(); ++p) {
+    uint8_t* panel = to + p * rhs.panel_bytes();
+    std::memset(panel, 0, size_t(rhs.panel_bytes()));
+    fill(panel, p * kColumns, std::min<int64_t>(kColumns, rhs.n - p * kColumns));
+  }
+}
+
 }  // namespace
 
 void pack_q4(const Rhs& rhs, const uint8_t* q, const uint16_t* scales, const uint8_t* zero_points, uint8_t* to) {
-  std::memset(to, 0, size_t(rhs.panels() * rhs.panel_bytes()));
-#pragma omp parallel for
-  for (int64_t p = 0; p < rhs.panels(); ++p)
-    pack_q4_panel(rhs, p * kColumns, q, scales, zero_points, to + p * rhs.panel_bytes());
+  each_panel(rhs, to, [&](uint8_t* panel, int64_t n0, int64_t) {
+    pack_q4_panel(rhs, n0, q, scales, zero_points, panel);
+  });
 }
 
 void pack_q8(const Rhs& rhs, const int8_t* q, const float* scales, uint8_t* to) {
-  std::memset(to, 0, size_t(rhs.panels() * rhs.panel_bytes()));
-#pragma omp parallel for
-  for (int64_t n = 0; n < rhs.n; ++n) {
-    uint8_t* panel = to + n / kColumns * rhs.panel_bytes();
-    const int64_t c = n % kColumns;
-    std::memcpy(panel + 4 * c, scales + n, 4);
-    for (int64_t k = 0; k < rhs.k; k += 4)
-      std::memcpy(panel + kHeaderBytes + k / 4 * kRowBytes + 4 * c, q + n * rhs.k + k, 4);
-  }
+  each_panel(rhs, to, [&](uint8_t* panel, int64_t n0, int64_t columns) {
+    std::memcpy(panel, scales + n0, size_t(columns) * 4);
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t k = 0; k < rhs.k; k += 4)
+        std::memcpy(panel + kHeaderBytes + k / 4 * kRowBytes + 4 * c, q + (n0 + c) * rhs.k + k, 4);
+  });
 }
 
 void pack_bf16(const Rhs& rhs, const uint16_t* weight, uint8_t* to) {
-  std::memset(to, 0, size_t(rhs.panels() * rhs.panel_bytes()));
-#pragma omp parallel for
-  for (int64_t n = 0; n < rhs.n; ++n) {
-    uint8_t* panel = to + n / kColumns * rhs.panel_bytes();
-    for (int64_t k = 0; k < rhs.k; k += 2)
-      std::memcpy(panel + k / 2 * kRowBytes + n % kColumns * 4, weight + n * rhs.k + k, 4);
-  }
+  each_panel(rhs, to, [&](uint8_t* panel, int64_t n0, int64_t columns) {
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t k = 0; k < rhs.k; k += 2)
+        std::memcpy(panel + k / 2 * kRowBytes + 4 * c, weight + (n0 + c) * rhs.k + k, 4);
+  });
 }
 
 }  // namespace axiond::linear

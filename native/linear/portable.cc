@@ -136,8 +136,6 @@ constexpr Kernel kKernels[] = {
 
 }  // namespace
 
-Level portable_level() {
-  return {kKernels, std::size(kKernels), {Isa::portable, quantize, finish, split}};
-}
+const Level kPortable = {kKernels, int(std::size(kKernels)), {Isa::portable, quantize, finish, split}};
 
 }  // namespace axiond::linear

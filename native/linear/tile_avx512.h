@@ -3,7 +3,7 @@
 // A tile is up to 8 rows by 2 panels. It takes one step of k after the other (a group, where the weights have groups),
 // and all rows take a step before the next one, while its weights are in the L1 cache. Weights are unpacked between the
 // multiplications, into registers: shifts and shuffles fill issue slots that the dot products leave idle. Unpacking
-// into a buffer first was slower for every m that was measured.
+// into a buffer first was never clearly faster.
 //
 // A class of weights W says what differs:
 //   Lhs, Acc        type of an activation, and vector of sums; zero(), sum() and multiply_add() are Acc's arithmetic

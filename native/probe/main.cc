@@ -38,7 +38,7 @@ std::string linear_once(const Request& r, bool at_end) {
 
   const Guarded x(r.data(3), at_end), bias(r.data(4), at_end);
   Guarded dst(m * n * size_of(type), at_end);
-  Job job{rhs, op == "q4_exact", m, x.bytes(), type, k, r.data(4).empty() ? nullptr : bias.bytes(), dst.bytes(), n};
+  Job job{rhs, op == "q4_exact", m, x.bytes(), type, k, r.data(4).empty() ? nullptr : bias.bytes(), dst.bytes()};
   const int threads = int(r.number("threads"));
   Guarded work((work_bytes(job) + 63) / 64 * 64, at_end);
 #pragma omp parallel num_threads(threads)

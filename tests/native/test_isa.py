@@ -3,6 +3,7 @@
 import platform
 import re
 import shutil
+import subprocess
 from itertools import takewhile
 from pathlib import Path
 
@@ -66,3 +67,12 @@ def test_a_chosen_kernel_is_of_a_level_in_force_and_is_named_after_what_it_does(
         found = GRAMMAR.fullmatch(name)
         assert found, name
         assert found[3] in levels[: index + 1]
+
+
+def test_the_file_of_a_level_leaves_nothing_that_runs_elsewhere(machine: Machine, probe: Probe) -> None:
+    """Neither code that runs when it is loaded, nor a copy of an inline function that the linker may choose for everybody."""
+    objects = [path for path in Path(probe.command[-1]).parent.rglob("*.o") if re.search(r"_(avx512\w+|neon\w*)\.", path.name)]
+    assert len(objects) > 3
+    nm = "aarch64-linux-gnu-nm" if machine.qemu_cpu else "nm"
+    symbols = subprocess.run([nm, "--demangle", *objects], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert not re.findall(r"^\w* *[WVu] .*|.*_GLOBAL__sub_I.*", symbols, re.MULTILINE)
