@@ -56,4 +56,4 @@ def register() -> None:
     baseline.install()
     if settings.fused:
         fused.install()
-    step.install()
+    step.install(settings)

@@ -1,29 +1,17 @@
-"""
-vLLM's sampler without a sort of the vocabulary. Written for the version below: in any other nothing is changed.
-
-There is no extension point for these functions.
-"""
-
-import logging
+"""vLLM's sampler without a sort of the vocabulary. There is no extension point for these functions."""
 
 import torch
-import vllm
 from torch import Tensor
 from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.sample.sampler import Sampler
 
 from axiond.kernels import active, small
 
-WRITTEN_FOR = "0.32."
-_log = logging.getLogger("vllm.axiond")
 _stock_top_k_top_p = topk_topp_sampler.apply_top_k_top_p_pytorch
 
 
 def install() -> None:
     """Patch this process. Calling it again changes nothing."""
-    if not vllm.__version__.startswith(WRITTEN_FOR):
-        _log.warning("axiond speeds up the sampler of vLLM %sx, this is %s: it runs as it is", WRITTEN_FOR, vllm.__version__)
-        return
     topk_topp_sampler.apply_top_k_top_p_pytorch = top_k_top_p
     Sampler.greedy_sample = staticmethod(greedy_sample)
     Sampler.compute_logprobs = staticmethod(compute_logprobs)

@@ -1,30 +1,21 @@
-"""What axiond changes in vLLM's decode step. Written for the version below: in any other nothing is changed."""
+"""What axiond changes in vLLM's decode step."""
 
-import logging
-import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import vllm
 from vllm.config import CompilationMode, VllmConfig
 from vllm.platforms.cpu import CpuPlatform
 
 from axiond.kernels import active, executor
 from axiond.kernels.imports import after_import
-from axiond.kernels.settings import from_environ
-
-WRITTEN_FOR = "0.32."
-_log = logging.getLogger(__name__)
+from axiond.kernels.settings import Settings
 
 
-def install() -> None:
+def install(settings: Settings) -> None:
     """Patch this process. Calling it again changes nothing."""
-    if not vllm.__version__.startswith(WRITTEN_FOR):
-        _log.warning("axiond speeds up the decode step of vLLM %sx, this is %s: it runs as it is", WRITTEN_FOR, vllm.__version__)
-        return
     patch(CpuPlatform, "check_and_update_config", one_process)
-    if from_environ(os.environ).fused:
+    if settings.fused:
         after_import("vllm.v1.worker.cpu_model_runner", change_runner)
 
 

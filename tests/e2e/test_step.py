@@ -1,7 +1,6 @@
 """What axiond changes in vLLM's step, as vLLM's own configuration and threads show it."""
 
 import importlib
-import logging
 import os
 import threading
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from axiond.kernels.settings import Settings
 from bench.models import make
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -41,8 +41,8 @@ def backend(**options: Any) -> Any:
 
 def test_one_process(step: ModuleType) -> None:
     """The first of the cores is the main thread's. Installing twice is installing once."""
-    step.install()
-    step.install()
+    step.install(Settings())
+    step.install(Settings())
     assert backend() == "axiond.kernels.executor.OneProcessExecutor"
     assert {name: os.environ[name] for name in ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")} == {
         "OMP_NUM_THREADS": "2",
@@ -53,7 +53,7 @@ def test_one_process(step: ModuleType) -> None:
 @pytest.mark.parametrize("options", [{"distributed_executor_backend": "mp"}, {"tensor_parallel_size": 2}], ids=str)
 def test_processes_that_were_asked_for(step: ModuleType, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1" if "tensor_parallel_size" in options else "0,1")
-    step.install()
+    step.install(Settings())
     assert backend(**options) == "mp"
     assert "GOMP_CPU_AFFINITY" not in os.environ
 
@@ -61,19 +61,8 @@ def test_processes_that_were_asked_for(step: ModuleType, monkeypatch: pytest.Mon
 def test_threads_that_nobody_bound_stay(step: ModuleType) -> None:
     """As there is nobody to bind them to, vLLM's worker keeps its own process."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    step.install()
+    step.install(Settings())
     assert backend() == "mp"
-
-
-def test_another_version(step: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is changed, and one line says so."""
-    patched: list[Any] = []
-    monkeypatch.setattr("vllm.__version__", "0.33.1")
-    monkeypatch.setattr(step, "patch", lambda *args: patched.append(args))
-    with caplog.at_level(logging.WARNING):
-        step.install()
-    assert not patched
-    assert [record.message for record in caplog.records if "0.33.1" in record.message]
 
 
 def test_main_thread_alone_keeps_its_core(step: ModuleType) -> None:
