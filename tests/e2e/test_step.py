@@ -24,6 +24,8 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, which imports vLLM; its configuration sets variables for its children."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0,1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("GOMP_CPU_AFFINITY", "OMP_NUM_THREADS"):  # engines of earlier tests in this process left them
+        monkeypatch.delenv(name, raising=False)
     before = os.environ.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
