@@ -36,7 +36,7 @@ fetch_qemu() {
   (cd "$tools" && next_apt download -qq qemu-user && dpkg -x qemu-user_*.deb .)
 }
 
-# Have the kernel run aarch64 programs through qemu. It opens qemu now (F), so that it is found inside a chroot.
+# Have the kernel run aarch64 programs through qemu, until the next boot. It opens qemu now (F), so that it is found inside a chroot.
 register_qemu() {
   local binfmt=/proc/sys/fs/binfmt_misc magic mask
   magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
@@ -49,7 +49,8 @@ register_qemu() {
 pretend_neoverse_v2() {
   local cpus=$unfinished/sys/devices/system/cpu cpu
   mkdir -p "$unfinished/sys/devices/system"
-  cp -r --no-preserve=all /sys/devices/system/{cpu,node} "$unfinished/sys/devices/system/" 2>/dev/null || true # some files are not for reading
+  # Some files there are not for reading.
+  cp -r --no-preserve=all /sys/devices/system/{cpu,node} "$unfinished/sys/devices/system/" 2>/dev/null || true
   for cpu in "$cpus"/cpu[0-9]*; do
     mkdir -p "$cpu/regs/identification"
     echo 0x00000000410fd4f0 >"$cpu/regs/identification/midr_el1"
@@ -62,7 +63,8 @@ install_wheels() {
   for n in $(seq 5 39); do platforms+=(--platform "manylinux_2_${n}_aarch64"); done
   pip_arm() {
     "$python" -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$unfinished/opt/packages" --upgrade \
-      --only-binary=:all: --python-version 3.11 --implementation cp --no-compile --no-cache-dir "${platforms[@]}" "$@" 2> >(grep -v '^WARNING: Location .* is ignored' >&2)
+      --only-binary=:all: --python-version 3.11 --implementation cp --no-compile --no-cache-dir "${platforms[@]}" "$@" \
+      2> >(grep -v '^WARNING: Location .* is ignored' >&2)
   }
   grep '==' "$lock" | grep -v '^torch==' >"$tools/packages.txt"
   pip_arm -c "$tools/packages.txt" "$(grep -o '^torch==[0-9.]*' "$lock")" # with what it depends on: CUDA
