@@ -92,12 +92,8 @@ def sharpened(logits: Tensor, x: Tensor, table: Tensor, bias: Tensor | None, wor
 
 
 def reason_against(weight: Tensor) -> str | None:
-    if active.native() is None:
-        return "axiond's kernels could not be loaded"
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        return f"its weights are {weight.dtype}"
-    if weight.shape[1] % 32:
-        return f"its {weight.shape[1]} inputs are no multiple of 32"
+    if reason := plain.unsuitable(weight, torch.bfloat16, torch.float16):
+        return reason
     config = get_current_vllm_config_or_none()
     if config and config.lora_config:
         return "LoRA adapters are enabled"

@@ -27,13 +27,16 @@ def take(layer: Module, remove_weight: bool) -> bool:
 
 
 def reason_against(weight: Tensor) -> str | None:
+    return unsuitable(weight, torch.bfloat16) or stock_is_better("bf16")
+
+
+def unsuitable(weight: Tensor, *types: torch.dtype) -> str | None:
+    """Say why axiond's kernels cannot multiply by a weight of shape (n, k) that should be of one of *types*; None if they can."""
     if active.native() is None:
         return "axiond's kernels could not be loaded"
-    if weight.dtype != torch.bfloat16:
+    if weight.dtype not in types:
         return f"its weights are {weight.dtype}"
-    if weight.shape[1] % 32:
-        return f"its {weight.shape[1]} inputs are no multiple of 32"
-    return stock_is_better("bf16")
+    return f"its {weight.shape[1]} inputs are no multiple of 32" if weight.shape[1] % 32 else None
 
 
 def stock_is_better(op: str) -> str | None:
