@@ -13,12 +13,25 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
+import durationpy
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from axiond.kernels.settings import Bf16, Isa, LmHead, W4a8
 
 CHANGE_KEY = "x-axiond-change"
 MAX_CORES = 4096
+PERCENT = r"^(100|[1-9][0-9]?)%$"
 
 
 class Change(StrEnum):
@@ -67,7 +80,27 @@ def _check_regex(pattern: str) -> str:
     return pattern
 
 
+def _seconds(written: Any) -> Any:
+    """Read a duration like "10m" or "1h30m"; a number is in seconds already."""
+    if not isinstance(written, str):
+        return written
+    try:
+        return durationpy.from_str(written).total_seconds()
+    except durationpy.DurationError:
+        raise ValueError('a duration is written like "45s", "10m" or "1h30m", or as a number of seconds') from None
+
+
+def _check_budget(written: Any) -> Any:
+    if isinstance(written, str) and "%" in written and not re.fullmatch(PERCENT, written):
+        raise ValueError('a share is written like "80%", from 1% to 100%')
+    return written
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
+Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str), Field(ge=0, le=366 * 86400)]
+Percent = Annotated[str, StringConstraints(pattern=PERCENT)]
+# Percent first: a ByteSize would read "80%" as 80 bytes.
+MemoryBudget = Annotated[Percent | ByteSize, Field(union_mode="left_to_right"), BeforeValidator(_check_budget)]
 CpuList = Annotated[str, AfterValidator(_check_cpu_list)]
 Regex = Annotated[str, AfterValidator(_check_regex)]
 
@@ -128,10 +161,20 @@ class ModelSpec(Spec):
     kernels: Annotated[Kernels, BeforeValidator(_kernels, json_schema_input_type=Literal["auto", "off"] | Kernels)] = engine(
         Kernels(), "axiond's own kernels: auto, off, or a table with a choice for each kind; auto leaves to vLLM what it does as well."
     )
-    cores: CpuList | tuple[CpuList, ...] | None = engine(None, 'CPU list like "0-3", or one for each replica; all allowed cores if unset.')
+    cores: CpuList | tuple[CpuList, ...] | None = engine(
+        None, 'CPU list like "0-3", or one for each replica; if unset, a share of the cores that nobody else names.'
+    )
+    core_share: float = live(1.0, "Share of the cores, relative to the other models that run.", gt=0, le=1000)
     replicas: int = live(1, "How many engines serve this model.", ge=1, le=64)
     load: Literal["eager", "lazy"] = live("eager", "Start with the daemon, or at the first request.")
-    priority: int = live(0, "Higher starts first.")
+    priority: int = live(0, "Higher starts first, and is unloaded last.")
+    idle_unload: Seconds | None = live(None, 'Unload a lazy model after so long without a request, like "10m"; never if unset.')
+    min_resident: Seconds = live(30.0, "How long a loaded model stays before another may take its memory.")
+    pin: bool = live(False, "Never unload for another model.")
+    max_in_flight: int | None = live(None, "Requests in one engine at a time, the others queue; max_num_seqs if unset.", ge=1)
+    memory_ceiling: ByteSize | None = live(
+        None, "Replace an engine that has grown beyond this, new before old; unset: half more than expected.", ge=2**26
+    )
     lora: Mapping[Name, str] = engine({}, "LoRA adapters: name to folder; each name can be asked for like a model.")
     chat_template: str | None = engine(None, "A Jinja template file, or the template itself.")
     tool_call_parser: str | None = engine(None, "vLLM's parser for tool calls; turns automatic tool choice on.")
@@ -226,6 +269,13 @@ class Server(Spec):
     max_request_body: ByteSize = daemon(ByteSize(32 * 2**20), "Largest request body.", ge=1024)
     header_timeout_s: float = daemon(15.0, "Seconds a client has to send its request headers and body.", gt=0)
     idle_timeout_s: float = daemon(75.0, "Seconds an idle connection is kept.", gt=0)
+    memory_budget: MemoryBudget = live("100%", "Memory for all engines, in bytes or in percent of what this daemon may use.")
+    reserved_cores: int | None = live(None, "Physical cores left to the daemon; unset: one from eight upward.", ge=0, le=64)
+    fork_server: bool = daemon(True, "Start engines from a process that has imported vLLM already.")
+    on_exit: Literal["auto", "stop", "keep"] = daemon(
+        "auto", "What engines do when the daemon ends: stop, or serve on until the next one adopts them; auto keeps under systemd only."
+    )
+    keep_for: Seconds = daemon(300.0, "How long kept engines wait for the next daemon.")
     max_queue: int = live(256, "Requests that may wait for one model's engine.", ge=0)
     queue_timeout_s: float = live(120.0, "Seconds a request may wait for an engine.", gt=0)
 
