@@ -225,7 +225,7 @@ class Control:
             is_routed=published is not None and key in published.endpoints.get(key.model, ()),
             pids=sample.pids,
             cores=sample.cores,
-            memory_estimate_bytes=record.memory_bytes,
+            memory_estimate_bytes=record.prediction.steady_bytes,
             memory_bytes=sample.memory_bytes,
             in_flight=self._reconciler.router.in_flight(key),
             failures=record.failures,

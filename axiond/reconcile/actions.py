@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from axiond.reconcile.state import EngineKey, Published, SourceKey
+from axiond.resources.estimate import Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Start:
     key: EngineKey
     source: SourceKey
     generation: int
-    memory_bytes: int
+    prediction: Prediction
 
 
 @dataclass(frozen=True, slots=True)

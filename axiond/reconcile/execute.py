@@ -14,6 +14,7 @@ from axiond.events import Events
 from axiond.reconcile import actions as do
 from axiond.reconcile.backoff import failures_after_exit, retry_delay_s
 from axiond.reconcile.state import TRANSITIONS, EngineKey, EngineState, EngineView, SourceKey, SourceState, SourceView
+from axiond.resources.estimate import Prediction
 
 
 class Fetched(Protocol):
@@ -47,7 +48,7 @@ class EngineRecord:
     engine: Engine
     since: float
     generation: int
-    memory_bytes: int
+    prediction: Prediction
     state: EngineState = EngineState.STARTING
     reason: str = ""
     retry_at: float = 0.0
@@ -55,6 +56,7 @@ class EngineRecord:
     since_wall: float = field(default_factory=time.time)
     tail: tuple[str, ...] = ()
     life: asyncio.Task[None] | None = None
+    used_bytes: int = 0
 
     def become(self, state: EngineState, now: float, reason: str) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -71,7 +73,8 @@ class EngineRecord:
             retry_at=self.retry_at,
             failures=self.failures,
             in_flight=in_flight,
-            memory_bytes=self.memory_bytes,
+            prediction=self.prediction,
+            used_bytes=self.used_bytes,
         )
 
 
@@ -140,10 +143,10 @@ class Executor:
         engine = self._world.build_engine(key, self.sources[action.source].folder)
         if key in self.engines:
             self._become(key, EngineState.STARTING, "again")
-            self.engines[key].engine = engine
+            self.engines[key].engine, self.engines[key].prediction = engine, action.prediction
         else:
-            self.engines[key] = EngineRecord(key, engine, self._world.now(), action.generation, action.memory_bytes)
-            self._events.emit(log.ENGINE_WAS_STARTED, key=str(key), memory_bytes=action.memory_bytes)
+            self.engines[key] = EngineRecord(key, engine, self._world.now(), action.generation, action.prediction)
+            self._events.emit(log.ENGINE_WAS_STARTED, key=str(key), memory_bytes=action.prediction.peak_bytes)
         self.engines[key].life = self._tasks.create_task(self._live(self.engines[key]), name=f"engine {key}")
 
     async def _live(self, record: EngineRecord) -> None:

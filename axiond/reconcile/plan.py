@@ -22,6 +22,7 @@ from axiond.reconcile.state import (
     SourceState,
     Target,
 )
+from axiond.resources.estimate import Prediction, together_bytes
 
 HOLDS_MEMORY = frozenset({EngineState.STARTING, EngineState.READY, EngineState.DRAINING, EngineState.STOPPING})
 LEAVING = frozenset({EngineState.DRAINING, EngineState.STOPPING})
@@ -64,9 +65,9 @@ def next_wake_s(observed: Observed, desired: Target, now: float) -> float | None
 
 
 def wanted_keys(desired: Target, observed: Observed) -> tuple[EngineKey, ...]:
-    """Engines that *desired* needs now, by priority: a lazy model counts once it is demanded or runs already."""
+    """Engines that *desired* needs now, by priority: a lazy model counts while it is asked for or runs already."""
     running = {key.model for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
-    models = [m for m in desired.models.values() if not m.is_lazy or m.name in observed.demanded or m.name in running]
+    models = [m for m in desired.models.values() if not m.is_lazy or observed.is_asked_for(m.name) or m.name in running]
     return tuple(key for model in sorted(models, key=lambda m: (-m.priority, m.name)) for key in model.engines())
 
 
@@ -82,21 +83,29 @@ def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]
         source = observed.sources.get(desired.models[key.model].source)
         if key in observed.engines or source is None or source.state is not SourceState.READY:
             continue
-        estimate = memory_bytes(desired.models[key.model], observed)
-        if used + estimate > observed.budget_bytes:
-            found[key] = lack_of_memory(used + estimate - observed.budget_bytes, observed.budget_bytes)
+        estimate = prediction_of(desired.models[key.model], observed)
+        if used + estimate.peak_bytes > observed.budget_bytes:
+            found[key] = lack_of_memory(used + estimate.peak_bytes - observed.budget_bytes, observed.budget_bytes)
         else:
-            used += estimate
+            used += estimate.steady_bytes
     return found
 
 
 def held_bytes(observed: Observed, wanted: Collection[EngineKey]) -> int:
     """Memory that is taken: by engines that run, and by wanted ones that are about to run again."""
     return sum(
-        view.memory_bytes
+        taken_bytes(view, observed)
         for key, view in observed.engines.items()
         if view.state in HOLDS_MEMORY or (view.state is EngineState.BACKOFF and key in wanted)
     )
+
+
+def taken_bytes(view: EngineView, observed: Observed) -> int:
+    """What an engine takes of the budget: its load peak until it is ready, then what it holds, or more if it was seen to."""
+    prediction = observed.predictions.get(view.key.digest, view.prediction)
+    if view.state is EngineState.STARTING:
+        return max(prediction.peak_bytes, view.used_bytes)
+    return max(prediction.steady_bytes, view.used_bytes)
 
 
 def lack_of_memory(lacking_bytes: int, budget_bytes: int) -> str:
@@ -108,10 +117,12 @@ def is_troubled(view: EngineView) -> bool:
     return view.state in FAILING or (view.state is EngineState.STARTING and view.failures > 0)
 
 
-def memory_bytes(model: ModelTarget, observed: Observed) -> int:
-    """The estimate for one engine of *model*: its weights on disk and what it needs beside them."""
+def prediction_of(model: ModelTarget, observed: Observed) -> Prediction:
+    """What one engine of *model* is expected to take; roughly, as long as its checkpoint is not known."""
+    if known := observed.predictions.get(model.digest):
+        return known
     source = observed.sources.get(model.source)
-    return model.fixed_bytes + (source.weight_bytes if source else 0)
+    return Prediction(weights_bytes=source.weight_bytes if source else 0, fixed_bytes=model.fixed_bytes)
 
 
 def _grace_s(model: str, *targets: Target | None) -> float:
@@ -171,12 +182,13 @@ class _Round:
                     fetching.add(model.source)
                     yield Fetch(model.source)
                 continue
-            estimate = memory_bytes(model, self.observed)
-            more = 0 if key in self.observed.engines and key in self.wanted else estimate
+            prediction = prediction_of(model, self.observed)
+            is_counted = key in self.observed.engines and key in self.wanted
+            more = prediction.peak_bytes - (prediction.steady_bytes if is_counted else 0)
             if used + more <= self.observed.budget_bytes:
                 used += more
                 is_proving |= key in self.gating
-                yield Start(key, model.source, self.desired.generation, estimate)
+                yield Start(key, model.source, self.desired.generation, prediction)
             elif key in self.gating:
                 homeless = homeless or (key, used + more - self.observed.budget_bytes)
         if homeless and not is_proving:
@@ -210,13 +222,13 @@ class _Round:
 
     def _make_room(self, key: EngineKey, needed: int) -> None:
         """Choose serving engines that stop so that *key* can start; they are started again if it fails."""
-        total = sum(self._bytes_of(wanted) for wanted in self.wanted)
+        total = together_bytes([prediction_of(self._model_of(wanted), self.observed) for wanted in self.wanted])
         if total > self.observed.budget_bytes:
             reason = lack_of_memory(total - self.observed.budget_bytes, self.observed.budget_bytes)
             self.over_budget = Reject(self.desired.generation, key.model, reason)
             return
         holding = {k: v for k, v in self.observed.engines.items() if v.state in HOLDS_MEMORY and k not in self.wanted}
-        freed = sum(view.memory_bytes for k, view in holding.items() if k not in self.serving_keys)
+        freed = sum(taken_bytes(view, self.observed) for k, view in holding.items() if k not in self.serving_keys)
         order = sorted(
             self.serving_keys & holding.keys(),
             key=lambda k: (self.state(k) is EngineState.READY, k.model != key.model, k),
@@ -224,12 +236,8 @@ class _Round:
         for victim in order:
             if freed >= needed:
                 break
-            freed += holding[victim].memory_bytes
+            freed += taken_bytes(holding[victim], self.observed)
             self.yielding.add(victim)
-
-    def _bytes_of(self, key: EngineKey) -> int:
-        view = self.observed.engines.get(key)
-        return view.memory_bytes if view and view.state in HOLDS_MEMORY else memory_bytes(self._model_of(key), self.observed)
 
     def routing(self) -> Published:
         """The routing to have in force: the candidate's once all that it changes is ready, else the serving one's."""

@@ -5,7 +5,7 @@ from typing import Literal
 from axiond.manifest.diff import changes, route_changes, server_changes
 from axiond.manifest.spec import Change, Manifest, ModelSpec
 from axiond.reconcile.generation import model_target
-from axiond.reconcile.plan import held_bytes, memory_bytes
+from axiond.reconcile.plan import held_bytes, prediction_of
 from axiond.reconcile.state import Observed
 from axiond.report import FieldChange, ModelChange, PlanReport
 
@@ -24,7 +24,7 @@ def preview(generation: int, served: Manifest, candidate: Manifest, observed: Ob
 def _model_change(name: str, old: ModelSpec | None, new: ModelSpec | None, observed: Observed) -> ModelChange:
     if new is None:
         return ModelChange(model=name, verdict="unload")
-    estimate = memory_bytes(model_target(name, new), observed)
+    estimate = prediction_of(model_target(name, new), observed).peak_bytes
     if old is None:
         return ModelChange(model=name, verdict="load", memory_bytes=estimate * new.replicas)
     fields = changes(old, new)

@@ -1,8 +1,11 @@
 """What an engine is, which state it is in, and what one round of the loop sees."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from axiond.resources.estimate import Prediction
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,7 +47,8 @@ class EngineView:
     One engine as a round sees it.
 
     *since* and *retry_at* are loop times in seconds; *generation* is the one that last started it;
-    *failures* counts starts and crashes since it last stayed up.
+    *failures* counts starts and crashes since it last stayed up. *prediction* is what it was started with; *used_bytes* is its
+    memory as last measured, 0 if never; beyond *ceiling_bytes* it is to be replaced.
     """
 
     key: EngineKey
@@ -55,7 +59,9 @@ class EngineView:
     retry_at: float = 0.0
     failures: int = 0
     in_flight: int = 0
-    memory_bytes: int = 0
+    prediction: Prediction = field(default_factory=Prediction)
+    used_bytes: int = 0
+    ceiling_bytes: int = 2**63
 
 
 class SourceState(StrEnum):
@@ -120,12 +126,35 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """
+    What requests want of one model.
+
+    *queued* wait now. *oldest_s* is the loop time at which the longest waiting one came, or at which one came that another
+    model answered instead; None: nobody asks. *last_used_s* is when a request last came or ended.
+    """
+
+    queued: int = 0
+    oldest_s: float | None = None
+    last_used_s: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything a round knows. *serving* is the last good target: the one that routing follows."""
+    """
+    Everything a round knows.
+
+    *serving* is the last good target: the one that routing follows. *predictions* are by digest, of the models of the desired
+    and of the serving target, as far as their checkpoints are known.
+    """
 
     engines: Mapping[EngineKey, EngineView] = field(default_factory=dict)
     sources: Mapping[SourceKey, SourceView] = field(default_factory=dict)
     serving: Target | None = None
     published: Published | None = None
-    demanded: frozenset[str] = frozenset()
+    demand: Mapping[str, Demand] = field(default_factory=dict)
     budget_bytes: int = 2**63
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+
+    def is_asked_for(self, model: str) -> bool:
+        return model in self.demand and self.demand[model].oldest_s is not None

@@ -6,7 +6,8 @@ import pytest
 
 from axiond.reconcile import actions as do
 from axiond.reconcile.plan import next_wake_s, plan
-from axiond.reconcile.state import EngineKey, EngineState, Observed, Published, SourceState, SourceView, Target
+from axiond.reconcile.state import Demand, EngineKey, EngineState, Observed, Published, SourceState, SourceView, Target
+from axiond.resources.estimate import Prediction
 
 from .world import GIB, S, World, model, target, view
 
@@ -218,7 +219,7 @@ def test_a_lazy_model_starts_when_it_is_demanded():
     world.want(target(1, model(is_lazy=True)))
     world.settle()
     assert starts(world) == []
-    world.observed = Observed(**{**_fields(world.observed), "demanded": frozenset({"m"})})
+    world.observed = Observed(**{**_fields(world.observed), "demand": {"m": Demand(1, 0.0, 0.0)}})
     world.settle()
     assert world.routed() == {NEW}
 
@@ -261,7 +262,7 @@ def test_memory_counts_the_weights_once_they_are_here():
     observed = Observed(
         sources={"src": SourceView(SourceState.READY, weight_bytes=3 * GIB)}, serving=goal, published=Published(1, {"m": ()})
     )
-    assert plan(goal, observed, 0.0) == (do.Start(NEW, "src", 1, 5 * GIB),)
+    assert plan(goal, observed, 0.0) == (do.Start(NEW, "src", 1, Prediction(weights_bytes=3 * GIB, fixed_bytes=2 * GIB)),)
 
 
 def test_an_overtaken_candidate_is_stopped_while_it_starts():

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from axiond.reconcile import actions as do
-from axiond.reconcile.plan import plan
+from axiond.reconcile.plan import plan, taken_bytes
 from axiond.reconcile.state import (
     TRANSITIONS,
     EngineKey,
@@ -16,6 +16,7 @@ from axiond.reconcile.state import (
     SourceView,
     Target,
 )
+from axiond.resources.estimate import Prediction
 
 GIB = 2**30
 S = EngineState
@@ -30,7 +31,8 @@ def target(generation, *models):
 
 
 def view(key, state, generation=1, **rest):
-    return EngineView(key=key, state=state, since=0.0, generation=generation, memory_bytes=rest.pop("gib", 4) * GIB, **rest)
+    prediction = Prediction(fixed_bytes=rest.pop("gib", 4) * GIB)
+    return EngineView(key=key, state=state, since=0.0, generation=generation, prediction=prediction, **rest)
 
 
 class World:
@@ -67,11 +69,11 @@ class World:
             case do.Drop(source):
                 kept = {name: view for name, view in self.observed.sources.items() if name != source}
                 self.observed = replace(self.observed, sources=kept)
-            case do.Start(key, _, generation, memory):
+            case do.Start(key, _, generation, prediction):
                 if key in engines:
                     self.set_state(key, S.STARTING)
                 else:
-                    self._engines({**engines, key: EngineView(key, S.STARTING, self.now, generation, memory_bytes=memory)})
+                    self._engines({**engines, key: EngineView(key, S.STARTING, self.now, generation, prediction=prediction)})
             case do.Publish(routing):
                 for keys in routing.endpoints.values():
                     assert all(engines[key].state is S.READY for key in keys), f"routed to an engine that is not ready: {routing}"
@@ -120,7 +122,8 @@ class World:
         actions = plan(self.desired, self.observed, self.now)
         for action in actions:
             self.apply(action)
-        assert sum(v.memory_bytes for v in self.observed.engines.values() if v.state in HOLDING) <= self.observed.budget_bytes
+        held = (taken_bytes(v, self.observed) for v in self.observed.engines.values() if v.state in HOLDING)
+        assert sum(held) <= self.observed.budget_bytes
         return actions
 
     def settle(self, most_rounds=200) -> None:
