@@ -67,7 +67,6 @@ class Reconciler:
         self.refusal = ""
         self.newest_number, self.newest_etag = 0, ""
         self.conditions: tuple[Condition, ...] = ()
-        self._demanded: frozenset[str] = frozenset()
         self._realised_number = self._ended_number = 0
         self._changed_at = 0.0
         self._started_at = int(time.time())
@@ -143,7 +142,7 @@ class Reconciler:
             sources={source: record.view for source, record in self.executor.sources.items()},
             serving=self.serving.target if self.serving else None,
             published=self.published,
-            demanded=self.router.demanded,
+            demand=self.router.demand(),
             budget_bytes=self.budget_bytes,
         )
 
@@ -165,7 +164,7 @@ class Reconciler:
         return self.executor.engines[key].engine.endpoint
 
     def _round(self, desired: Generation) -> float | None:
-        self._demanded, now = self.router.demanded, self._world.now()
+        now = self._world.now()
         actions = plan(desired.target, self.observe(), now)
         for action in actions:
             match action:
@@ -253,9 +252,9 @@ class Reconciler:
         return "; ".join((f"generation {number}, engines ready: {ready}", *troubles(observed)))
 
     def _note_requests(self) -> None:
-        """A request ended or a lazy model was asked for. Most such news is no reason for a round."""
+        """An engine's last request ended or a model without engine was asked for. Most such news is no reason for a round."""
         is_draining = any(record.state is EngineState.DRAINING for record in self.executor.engines.values())
-        if is_draining or self.router.demanded != self._demanded:
+        if is_draining or any(demand.oldest_s is not None for demand in self.router.demand().values()):
             self._wake.set()
 
     def _has_failures(self) -> bool:

@@ -61,7 +61,7 @@ def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey
         return {"is_coming": False, "reason": source.reason, "retry_after_s": max(1, round(source.retry_at - now))}
     if lack := next((reason for key, reason in homeless.items() if key.model == model.name), ""):
         return {"is_coming": False, "reason": lack, "retry_after_s": RETRY_WHEN_FAILED_S}
-    if model.is_lazy and model.name not in observed.demanded:
+    if model.is_lazy and not observed.is_asked_for(model.name):
         return {"is_coming": False}
     return {"is_coming": True, "reason": _progress(views, source.reason if source else "")}
 

@@ -1,12 +1,12 @@
 """The routing in force, and who is using what: the only mutable thing between requests and engines."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
-from axiond.reconcile.state import EngineKey
+from axiond.reconcile.state import Demand, EngineKey
 from axiond.routing.choose import candidates, pick
 from axiond.routing.table import Pool, RouteTable
 
@@ -35,26 +35,30 @@ class Router:
     engine is routed next.
 
     Args:
-        on_change: called when an engine's last request ends or a lazy model is first asked for.
+        on_change: called when an engine's last request ends or a lazy model without engine is asked for.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.table = RouteTable()
         self._on_change = on_change
         self._in_flight: dict[EngineKey, int] = {}
-        self._queued: dict[str, int] = {}
-        self._demanded: set[str] = set()
+        self._waiting: dict[str, list[float]] = {}
+        self._woken_s: dict[str, float] = {}
+        self._used_s: dict[str, float] = {}
         self._published = asyncio.Event()
 
-    @property
-    def demanded(self) -> frozenset[str]:
-        """Lazy models that somebody has asked for since they entered the manifest."""
-        return frozenset(self._demanded)
+    def demand(self) -> Mapping[str, Demand]:
+        """What is asked of each model that was ever asked for."""
+        return {model: self._demand_for(model) for model in self.table.pools if model in self._used_s}
+
+    def _demand_for(self, model: str) -> Demand:
+        came = (*self._waiting.get(model, ()), *([self._woken_s[model]] if model in self._woken_s else []))
+        return Demand(self.queued(model), min(came, default=None), self._used_s[model])
 
     def publish(self, table: RouteTable) -> None:
         """Route by *table* from now on, and let every waiting request look again, oldest first."""
         self.table = table
-        self._demanded &= {model for model, pool in table.pools.items() if pool.spec.load == "lazy"}
+        self._woken_s = {model: at for model, at in self._woken_s.items() if model in table.pools and not table.pools[model].endpoints}
         published, self._published = self._published, asyncio.Event()
         published.set()
 
@@ -62,7 +66,7 @@ class Router:
         return self._in_flight.get(key, 0)
 
     def queued(self, model: str) -> int:
-        return self._queued.get(model, 0)
+        return len(self._waiting.get(model, ()))
 
     async def lease(self, requested: str, draw: float, failed: Collection[EngineKey] = ()) -> Lease:
         """
@@ -85,9 +89,10 @@ class Router:
         for pool in pools:
             if endpoint := pick(pool, self._in_flight, failed):
                 self._in_flight[endpoint.key] = self._in_flight.get(endpoint.key, 0) + 1
+                self._used_s[pool.model] = self._now()
                 return Lease(self, pool, endpoint)
             if pool.is_lazy and not pool.endpoints:
-                self._demand(pool.model)
+                self._wake(pool.model)
         coming = next((pool for pool in pools if not pool.endpoints and (pool.is_coming or (pool.is_lazy and not pool.reason))), None)
         if coming is None or failed:
             raise _unavailable(pools[0], failed)
@@ -98,7 +103,10 @@ class Router:
         if self.queued(pool.model) >= self.table.max_queue:
             message = f"{self.queued(pool.model)} requests already wait for model `{pool.model}`; try again later."
             raise RequestError(429, "queue_full", message, retry_after_s=pool.retry_after_s)
-        self._queued[pool.model] = self.queued(pool.model) + 1
+        came = self._now()
+        self._used_s[pool.model] = came
+        self._waiting.setdefault(pool.model, []).append(came)
+        self._woken_s.pop(pool.model, None)
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -109,20 +117,20 @@ class Router:
             message = f"Model `{pool.model}` was not ready within {timeout_s:g} s" + (f": {pool.reason}" if pool.reason else ".")
             raise RequestError(503, "queue_timeout", message, retry_after_s=pool.retry_after_s) from None
         finally:
-            self._leave_queue(pool.model)
+            self._waiting[pool.model].remove(came)
 
-    def _leave_queue(self, model: str) -> None:
-        self._queued[model] -= 1
-        if not self._queued[model]:
-            del self._queued[model]
-
-    def _demand(self, model: str) -> None:
-        if model not in self._demanded:
-            self._demanded.add(model)
+    def _wake(self, model: str) -> None:
+        self._used_s[model] = self._now()
+        if model not in self._woken_s and not self._waiting.get(model):
+            self._woken_s[model] = self._now()
             self._on_change()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _release(self, key: EngineKey) -> None:
         self._in_flight[key] -= 1
+        self._used_s[key.model] = self._now()
         if not self._in_flight[key]:
             del self._in_flight[key]
             self._on_change()

@@ -4,7 +4,7 @@ import pytest
 
 from axiond.manifest.spec import Manifest
 from axiond.reconcile.generation import Generation
-from axiond.reconcile.state import EngineKey, EngineState, EngineView, Observed, Published, SourceKey, SourceState, SourceView
+from axiond.reconcile.state import Demand, EngineKey, EngineState, EngineView, Observed, Published, SourceKey, SourceState, SourceView
 from axiond.reconcile.tables import route_table
 
 GIB = 2**30
@@ -12,11 +12,13 @@ M = SourceKey("/m")
 READY_SOURCE = {M: SourceView(SourceState.READY, weight_bytes=GIB)}
 
 
-def outlook(*, load="eager", views=(), sources=READY_SOURCE, demanded=(), budget_gib=100):
+def outlook(*, load="eager", views=(), sources=READY_SOURCE, demand=(), budget_gib=100):
     generation = Generation.of(1, "e", Manifest.model_validate({"models": {"m": {"source": "/m", "load": load}}}))
     (key,) = generation.target.models["m"].engines()
     engines = {view.key: view for view in (EngineView(key, since=0, generation=1, **fields) for fields in views)}
-    observed = Observed(engines, sources, generation.target, Published(1, {"m": ()}), frozenset(demanded), int(budget_gib * GIB))
+    observed = Observed(
+        engines, sources, generation.target, Published(1, {"m": ()}), {name: Demand(1, 9.0, 9.0) for name in demand}, int(budget_gib * GIB)
+    )
     pool = route_table(generation, Published(1, {"m": ()}), observed, lambda _: None, 10.0, 0).pools["m"]
     return pool.is_coming, pool.reason, pool.retry_after_s
 
@@ -34,7 +36,7 @@ CASES = {
     "no-source": ({"sources": GONE}, (False, "no such folder", 4)),
     "no-memory": ({"budget_gib": 4}, (False, "does not fit: 0.5 GiB more than the memory budget of 4.0 GiB", 60)),
     "lazy": ({"load": "lazy"}, (False, "", 5)),
-    "lazy-demanded": ({"load": "lazy", "demanded": ["m"]}, (True, "engine has not started yet", 5)),
+    "lazy-demanded": ({"load": "lazy", "demand": ["m"]}, (True, "engine has not started yet", 5)),
     "lazy-crashed": ({"load": "lazy", "views": [{"state": FAILED, "failures": 5, "reason": "no"}]}, (False, "no", 60)),
 }
 

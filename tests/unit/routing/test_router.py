@@ -123,17 +123,16 @@ async def test_a_cancelled_waiter_leaves_nothing_behind(router: Router, is_publi
     assert (router.queued("m"), router.in_flight(OLD)) == (0, 0)
 
 
-async def test_a_lazy_model_is_demanded_once_and_remembered_while_it_stays_lazy(router: Router, changes: Calls) -> None:
+async def test_a_lazy_model_is_asked_for_until_its_requests_have_an_engine(router: Router, changes: Calls) -> None:
     router.publish(table(is_lazy=True))
     waiting = [asyncio.create_task(router.lease("m", 0.0)) for _ in range(2)]
     await settle()
-    assert (router.demanded, changes.count) == ({"m"}, 1)
+    demand = router.demand()["m"]
+    assert (demand.queued, demand.oldest_s is not None, changes.count) == (2, True, 1)
     router.publish(table(OLD, is_lazy=True))
     for lease in await asyncio.gather(*waiting):
         lease.__exit__(None, None, None)
-    assert router.demanded == {"m"}
-    router.publish(table(OLD))
-    assert router.demanded == frozenset()
+    assert (router.demand()["m"].oldest_s, router.demand()["m"].queued) == (None, 0)
 
 
 async def test_a_lazy_model_that_broke_is_not_waited_for(router: Router) -> None:
@@ -160,4 +159,7 @@ async def test_a_fallback_answers_while_the_lazy_model_is_woken(router: Router, 
     route = Route(name="r", models=(Weighted(model="lazy"),), fallback=("ready",))
     router.publish(RouteTable(1, {"lazy": lazy, "ready": ready}, {"lazy": "lazy", "ready": "ready"}, {"r": route}))
     with await router.lease("r", 0.0) as lease:
-        assert (lease.pool.model, router.demanded, changes.count) == ("ready", {"lazy"}, 1)
+        demand = router.demand()["lazy"]
+        assert (lease.pool.model, demand.queued, demand.oldest_s is not None, changes.count) == ("ready", 0, True, 1)
+    router.publish(replace(router.table, pools={"lazy": replace(lazy, endpoints=(Endpoint(NEW, "lazy"),))}))
+    assert router.demand()["lazy"].oldest_s is None
