@@ -14,7 +14,7 @@ class Pool:
 
     *is_coming*: with no endpoint, one is on its way and requests wait for it; otherwise they are told *reason* and to
     retry after *retry_after_s*. *is_lazy*: nothing is on its way until the model is demanded; with no *reason* against it,
-    that is worth waiting for.
+    that is worth waiting for. *ready_in_s*: with no endpoint, how long until there is one, as far as loads were measured.
     """
 
     model: str
@@ -24,6 +24,7 @@ class Pool:
     is_lazy: bool = False
     reason: str = ""
     retry_after_s: int = 5
+    ready_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
