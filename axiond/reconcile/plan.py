@@ -183,8 +183,8 @@ class _Round:
                     yield Fetch(model.source)
                 continue
             prediction = prediction_of(model, self.observed)
-            is_counted = key in self.observed.engines and key in self.wanted
-            more = prediction.peak_bytes - (prediction.steady_bytes if is_counted else 0)
+            view = self.observed.engines.get(key) if key in self.wanted else None
+            more = prediction.peak_bytes - (taken_bytes(view, self.observed) if view else 0)
             if used + more <= self.observed.budget_bytes:
                 used += more
                 is_proving |= key in self.gating

@@ -71,7 +71,7 @@ class World:
                 self.observed = replace(self.observed, sources=kept)
             case do.Start(key, _, generation, prediction):
                 if key in engines:
-                    self.set_state(key, S.STARTING)
+                    self.set_state(key, S.STARTING, prediction=prediction)
                 else:
                     self._engines({**engines, key: EngineView(key, S.STARTING, self.now, generation, prediction=prediction)})
             case do.Publish(routing):
