@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from axiond.reconcile.plan import FAILING, is_troubled, wanted_keys, without_room
-from axiond.reconcile.state import EngineState, Observed, SourceState, Target
+from axiond.reconcile.plan import wanted_keys, without_room
+from axiond.reconcile.state import FAILING, EngineState, Observed, SourceState, Target
 from axiond.report import Condition, ConditionType, RejectionReport
 
 Statement = tuple[Literal["True", "False", "Unknown"], str, str]
@@ -34,7 +34,7 @@ def unsettled(desired: Target, observed: Observed) -> tuple[str, ...]:
             continue
         if view is None:
             waiting.append(f"{key.model}: fetching {source.reason}" if source and source.reason else f"{key.model}: about to start")
-        elif view.state is not EngineState.READY and not is_troubled(view):
+        elif view.state is not EngineState.READY and not view.is_troubled:
             waiting.append(f"{key.model}: engine is {view.state}")
     if observed.serving is None or observed.serving.generation != desired.generation:
         waiting = waiting or ["about to publish"]

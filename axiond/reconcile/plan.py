@@ -6,12 +6,16 @@ generation keeps the requests. A candidate that cannot be realised is rejected, 
 generation as desired is the rollback.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from axiond.reconcile.actions import Action, Drain, Drop, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
 from axiond.reconcile.backoff import MOST_FAILURES
+from axiond.reconcile.memory import held_bytes, lack_of_memory, prediction_of, taken_bytes
 from axiond.reconcile.state import (
+    FAILING,
+    HOLDS_MEMORY,
+    LEAVING,
     EngineKey,
     EngineState,
     EngineView,
@@ -22,11 +26,7 @@ from axiond.reconcile.state import (
     SourceState,
     Target,
 )
-from axiond.resources.estimate import Prediction, together_bytes
-
-HOLDS_MEMORY = frozenset({EngineState.STARTING, EngineState.READY, EngineState.DRAINING, EngineState.STOPPING})
-LEAVING = frozenset({EngineState.DRAINING, EngineState.STOPPING})
-FAILING = frozenset({EngineState.BACKOFF, EngineState.FAILED})
+from axiond.resources.estimate import together_bytes
 
 
 def plan(desired: Target, observed: Observed, now: float) -> tuple[Action, ...]:
@@ -89,40 +89,6 @@ def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]
         else:
             used += estimate.steady_bytes
     return found
-
-
-def held_bytes(observed: Observed, wanted: Collection[EngineKey]) -> int:
-    """Memory that is taken: by engines that run, and by wanted ones that are about to run again."""
-    return sum(
-        taken_bytes(view, observed)
-        for key, view in observed.engines.items()
-        if view.state in HOLDS_MEMORY or (view.state is EngineState.BACKOFF and key in wanted)
-    )
-
-
-def taken_bytes(view: EngineView, observed: Observed) -> int:
-    """What an engine takes of the budget: its load peak until it is ready, then what it holds, or more if it was seen to."""
-    prediction = observed.predictions.get(view.key.digest, view.prediction)
-    if view.state is EngineState.STARTING:
-        return max(prediction.peak_bytes, view.used_bytes)
-    return max(prediction.steady_bytes, view.used_bytes)
-
-
-def lack_of_memory(lacking_bytes: int, budget_bytes: int) -> str:
-    return f"does not fit: {lacking_bytes / 2**30:.1f} GiB more than the memory budget of {budget_bytes / 2**30:.1f} GiB"
-
-
-def is_troubled(view: EngineView) -> bool:
-    """Whether an engine has failed and is not back yet."""
-    return view.state in FAILING or (view.state is EngineState.STARTING and view.failures > 0)
-
-
-def prediction_of(model: ModelTarget, observed: Observed) -> Prediction:
-    """What one engine of *model* is expected to take; roughly, as long as its checkpoint is not known."""
-    if known := observed.predictions.get(model.digest):
-        return known
-    source = observed.sources.get(model.source)
-    return Prediction(weights_bytes=source.weight_bytes if source else 0, fixed_bytes=model.fixed_bytes)
 
 
 def _grace_s(model: str, *targets: Target | None) -> float:

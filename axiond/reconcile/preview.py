@@ -5,7 +5,7 @@ from typing import Literal
 from axiond.manifest.diff import changes, route_changes, server_changes
 from axiond.manifest.spec import Change, Manifest, ModelSpec
 from axiond.reconcile.generation import model_target
-from axiond.reconcile.plan import held_bytes, prediction_of
+from axiond.reconcile.memory import held_bytes, prediction_of
 from axiond.reconcile.state import Observed
 from axiond.report import FieldChange, ModelChange, PlanReport
 

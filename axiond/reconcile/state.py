@@ -41,6 +41,11 @@ TRANSITIONS: Mapping[EngineState, frozenset[EngineState]] = {
 }
 
 
+HOLDS_MEMORY = frozenset({EngineState.STARTING, EngineState.READY, EngineState.DRAINING, EngineState.STOPPING})
+LEAVING = frozenset({EngineState.DRAINING, EngineState.STOPPING})
+FAILING = frozenset({EngineState.BACKOFF, EngineState.FAILED})
+
+
 @dataclass(frozen=True, slots=True)
 class EngineView:
     """
@@ -62,6 +67,11 @@ class EngineView:
     prediction: Prediction = field(default_factory=Prediction)
     used_bytes: int = 0
     ceiling_bytes: int = 2**63
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether it has failed and is not back yet."""
+        return self.state in FAILING or (self.state is EngineState.STARTING and self.failures > 0)
 
 
 class SourceState(StrEnum):

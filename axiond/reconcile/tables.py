@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from axiond.engine.engine import Endpoint
 from axiond.reconcile.generation import Generation
-from axiond.reconcile.plan import is_troubled, without_room
+from axiond.reconcile.plan import without_room
 from axiond.reconcile.state import EngineKey, EngineState, EngineView, ModelTarget, Observed, Published, SourceState
 from axiond.routing.table import Pool, RouteTable
 
@@ -49,7 +49,7 @@ def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey
     views = [view for key in model.engines() if (view := observed.engines.get(key))]
     if any(view.state is EngineState.READY for view in views):
         return {"is_coming": True}
-    troubled = [view for view in views if is_troubled(view)]
+    troubled = [view for view in views if view.is_troubled]
     if troubled:
         return {
             "is_coming": False,

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from axiond.reconcile import actions as do
-from axiond.reconcile.plan import plan, taken_bytes
+from axiond.reconcile.memory import taken_bytes
+from axiond.reconcile.plan import plan
 from axiond.reconcile.state import (
     TRANSITIONS,
     EngineKey,

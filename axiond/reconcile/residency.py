@@ -1,0 +1,1 @@
+"""Which lazy models are held in memory. Pure."""
