@@ -20,8 +20,9 @@ import uvloop
 from axiond import __version__, log
 from axiond.announce import Announcer
 from axiond.control import Control
+from axiond.engine.adopt import clean_leftovers
 from axiond.engine.engine import Engine
-from axiond.engine.process import ENGINES, Launch, ProcessEngine, clean_leftovers
+from axiond.engine.process import ENGINES, Launch, ProcessEngine
 from axiond.errors import AxiondError, ManifestError, StoreError
 from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest

@@ -1,13 +1,16 @@
-"""How an engine's host comes to be: executed, or forked by the fork server."""
+"""How an engine's host comes to be: executed, or forked by the fork server. Standard library only."""
 
-import asyncio
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
+
+# Where an executed host finds the lock of its engine's folder, and what Python says if the host itself fails.
+LOCK_DESCRIPTOR = 3
+HOST_LOG = "host.log"
+HOST = (sys.executable, "-P", "-m", "axiond.engine.host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class HostArgs:
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         raw: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
+        tuples = {name: tuple(raw[name]) for name in ("cores", "nodes", "command", "argv")}
+        return cls(**{**raw, **tuples})
 
 
 class Spawner(Protocol):
@@ -56,35 +60,23 @@ class Spawner(Protocol):
 
 
 class PlainSpawner:
-    """Executes a fresh Python for each host. Knows its hosts as children only to reap them: whoever asks holds a pidfd."""
-
-    def __init__(self) -> None:
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+    """Executes a fresh Python for each host. They are children of this process; whoever watches them reaps them."""
 
     async def spawn(self, args: HostArgs, lock: int) -> int:
-        """Start a host as a child of this process, in a session of its own."""
-        self._reap()
-        child = await asyncio.to_thread(_execute, args, lock)
-        self._children[child.pid] = child
-        return child.pid
+        """Start a host in a session of its own."""
+        told = os.memfd_create("host-args")
+        try:
+            os.write(told, args.to_json().encode())
+            os.lseek(told, 0, os.SEEK_SET)
+            files = [
+                (os.POSIX_SPAWN_DUP2, told, 0),
+                (os.POSIX_SPAWN_OPEN, 1, f"{args.folder}/{HOST_LOG}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, lock, LOCK_DESCRIPTOR),
+            ]
+            return os.posix_spawn(sys.executable, HOST, args.environ, file_actions=files, setsid=True)  # noqa: ASYNC221  a millisecond
+        finally:
+            os.close(told)
 
-    def _reap(self) -> None:
-        self._children = {pid: child for pid, child in self._children.items() if child.poll() is None}
 
-
-def _execute(args: HostArgs, lock: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "axiond.engine.host", str(lock)]
-    # The arguments go through a pipe: an environment may be longer than one argument may be.
-    reading, writing = os.pipe()
-    try:
-        child = subprocess.Popen(
-            command, stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[lock], env=args.environ, start_new_session=True
-        )
-    except OSError:
-        os.close(writing)
-        raise
-    finally:
-        os.close(reading)
-    with os.fdopen(writing, "w") as pipe:
-        pipe.write(args.to_json())
-    return child
+PLAIN = PlainSpawner()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from axiond.engine.engine import Endpoint
-from axiond.engine.process import ended
+from axiond.engine.link import ended
 from axiond.engine.sweep import belonging
 
 SHM = Path("/dev/shm")

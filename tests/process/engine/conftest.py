@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from axiond.engine.process import Launch, Liveness, ProcessEngine
+from axiond.engine.hosted import Liveness
+from axiond.engine.process import Launch, ProcessEngine
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import socket
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from axiond.engine.host import CONTROL_SOCKET
+from axiond.engine.spawn import HOST, HostArgs
 
 USER = 65534
 RAISE = ("setpriv", f"--reuid={USER}", "--clear-groups", "--inh-caps=+lease", "--ambient-caps=+lease")
@@ -22,9 +26,18 @@ def test_an_engine_has_no_capability(runtime_dir: Path) -> None:
     os.chown(runtime_dir, USER, -1)
     lent = subprocess.run([*RAISE, *SHOW], capture_output=True, text=True, check=True).stdout
     assert [int(line.split()[1], 16) for line in lent.splitlines()] == [1 << 28] * 3
-    host = (sys.executable, "-P", "-m", "axiond.engine.host", "--folder", str(runtime_dir), "--lock", "2", "--", *SHOW)
-    with subprocess.Popen([*RAISE, *host], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
-        assert child.stdout
-        out = child.stdout.read()
+    args = HostArgs(str(runtime_dir), (), (), None, SHOW, (), {"PATH": os.environ["PATH"]})
+    with_lock = ("sh", "-c", f'exec 3<>"{runtime_dir}/lock"; exec "$@"', "sh")
+    command = [*with_lock, *RAISE, *HOST]
+    (runtime_dir / "lock").touch()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as child, socket.socket(socket.AF_UNIX) as control:
+        assert child.stdin
+        child.stdin.write(args.to_json())
+        child.stdin.close()
+        deadline = time.monotonic() + 10
+        while control.connect_ex(str(runtime_dir / CONTROL_SOCKET)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with control.makefile() as lines:
+            out = lines.read()
     got = [line for line in out.splitlines() if line.startswith("Cap")]
     assert [int(line.split()[1], 16) for line in got] == [0] * 3, out

@@ -10,8 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from axiond.engine import process as process_module
-from axiond.engine.process import Liveness, ProcessEngine, clean_leftovers, memory_bytes, read_config
+from axiond.engine import hosted
+from axiond.engine.adopt import clean_leftovers
+from axiond.engine.hosted import Liveness
+from axiond.engine.process import ProcessEngine, memory_bytes, read_config
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import GoldenPrompt
 from tests.fakes.remains import all_ended, folder_of, remains
@@ -109,8 +111,9 @@ async def test_a_command_that_does_not_exist(build: Build) -> None:
 
 async def test_a_command_line_that_the_kernel_refuses(build: Build) -> None:
     engine = build(chat_template="x" * 2**18)
-    with pytest.raises(EngineStartError, match=r"could not be started: .*Argument list too long"):
+    with pytest.raises(EngineStartError, match="exited with code 127 before it was ready") as caught:
         await engine.start()
+    assert f"{FAKE[0]}: Argument list too long" in caught.value.tail
     assert remains(folder_of(engine.endpoint)) == {}
 
 
@@ -287,7 +290,7 @@ async def test_a_watch_that_breaks_ends_the_engine_and_holds_up_nothing(build: B
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     broken = asyncio.Event()
-    monkeypatch.setattr(process_module, "ended", fail)
+    monkeypatch.setattr(hosted, "ended", fail)
     engine = build(engine_args={"ignore-sigterm": True})
     await engine.start()
     pids = engine.pids
@@ -310,7 +313,7 @@ async def test_the_daemons_own_shortage_is_no_sign_of_a_hung_engine(build: Build
 
     engine = build(liveness=Liveness(interval_s=0.01, timeout_s=0.2, misses=2))
     await engine.start()
-    monkeypatch.setattr(process_module, "served_names", fail)
+    monkeypatch.setattr(hosted, "served_names", fail)
     waiting = asyncio.create_task(engine.wait())
     async with asyncio.timeout(10):
         await enough.wait()

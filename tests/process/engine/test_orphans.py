@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from axiond.engine.process import ProcessEngine, clean_leftovers
+from axiond.engine.adopt import clean_leftovers
+from axiond.engine.process import ProcessEngine
 from axiond.manifest.spec import ModelSpec
 from tests.fakes.remains import all_ended, folder_of, remains, segments
 
