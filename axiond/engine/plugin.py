@@ -30,6 +30,13 @@ def guard() -> None:
             report_death_to(Path(folder) / GUARD_SOCKET, multiprocessing.current_process().name)
 
 
+def guard_again() -> None:
+    """Tie a process that was forked from a guarded one; the connection that it inherited speaks for its parent."""
+    while _held:
+        _held.pop().close()
+    guard()
+
+
 def is_being_spawned() -> bool:
     """Tell whether multiprocessing is preparing this process; it has no parent_process() yet."""
     return getattr(multiprocessing.current_process(), "_inheriting", False)

@@ -7,14 +7,21 @@ core that the worker computes on, and every token crosses shared memory twice. H
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.utils.system_utils import set_env_var
+from vllm.v1.engine import utils
+from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 BACKEND = f"{__name__}.OneProcessExecutor"
+SPIN_COUNT = "10000"
+
+_environ: dict[str, str] = {}
 
 
 def claim(config: VllmConfig) -> None:
@@ -29,15 +36,26 @@ def claim(config: VllmConfig) -> None:
     manager = OMPProcessManager(config)
     if manager.skip_setup:
         return
-    # libgomp reads its environment once, when EngineCore is loaded: the first core is for the main thread.
     cores = manager.cpu_lists[0]
-    os.environ["OMP_NUM_THREADS"] = str(len(cores))
-    os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
+    _environ.clear()
+    # libgomp reads its environment once, when EngineCore is loaded: the first core is for the main thread.
+    _environ["OMP_NUM_THREADS"] = str(len(cores))
+    _environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
     # A fraction of a millisecond, where libgomp's own is several: enough for what lies between two kernels. A thread that
     # spins for longer costs whoever shares its core more than waking it does: with six other processes on two cores a token
     # took 38 ms, and 95 with libgomp's; alone both take the same.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    _environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)
     parallel.distributed_executor_backend = BACKEND
+    utils._configure_uniproc_startup_threads = environment
+
+
+@contextlib.contextmanager
+def environment(executor_class: type[Executor], _: int) -> Iterator[None]:
+    """Give EngineCore, which is started meanwhile, the environment that it shall have, and leave that of this process as it is."""
+    with contextlib.ExitStack() as restored:
+        for name, value in _environ.items() if executor_class is OneProcessExecutor else ():
+            restored.enter_context(set_env_var(name, value))
+        yield
 
 
 class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
