@@ -6,9 +6,9 @@ import os
 import random
 import resource
 import signal
+import socket
 import stat
 import sys
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ import uvloop
 from axiond import __version__, log
 from axiond.announce import Announcer
 from axiond.control import Control
-from axiond.engine.adopt import clean_leftovers
+from axiond.engine.adopt import AdoptedEngine, end_engines, find_engines
 from axiond.engine.engine import Engine
-from axiond.engine.process import ENGINES, Launch, ProcessEngine
+from axiond.engine.process import SERVER, Launch, ProcessEngine
 from axiond.errors import AxiondError, ManifestError, StoreError
 from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest
+from axiond.gateway.listen import inherited_sockets, listen
 from axiond.gateway.metrics import Metrics
 from axiond.manifest.load import Loaded, load
 from axiond.manifest.spec import Manifest, Server
 from axiond.manifest.store import LastGood, Stored, state_folder
 from axiond.manifest.watch import watch
-from axiond.notify import Notifier
+from axiond.notify import Notifier, is_service
 from axiond.reconcile.execute import Fetched, World
 from axiond.reconcile.generation import Generation
 from axiond.reconcile.loop import Listener, Reconciler
 from axiond.reconcile.state import EngineKey, SourceKey
 from axiond.resources.budget import budget_bytes
 from axiond.resources.cores import cores_of
+from axiond.resources.estimate import Prediction
 from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch
-
-LEFTOVERS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,43 @@ def run(path: Path, settings: Settings = Settings()) -> int:
 
 
 async def _serve(path: Path, settings: Settings) -> None:
+    inherited = inherited_sockets()
     store = LastGood(state_folder(), path)
     boot = _read_boot(path, store)
     server = boot.manifest.server
     log.configure(server.log_level, settings.log_format or server.log_format)
     _raise_file_limit()
     with _only_daemon(server.runtime_dir):
-        await asyncio.to_thread(_clean, server)
-        await asyncio.to_thread(cache.sweep, server.state_dir)
+        listener = _listen(server, inherited)
+        found = await _find(server)
         async with asyncio.TaskGroup() as tasks:
-            await _Daemon(path, boot, store, server, settings, tasks).serve()
+            await _Daemon(path, boot, store, server, settings, tasks).serve(listener, found)
+
+
+def _listen(server: Server, inherited: Sequence[socket.socket]) -> socket.socket:
+    """Clients that come from now on wait until this daemon is ready for them, and when it is restarted for the next one."""
+    notifier = Notifier()
+    listener = listen(server.listen, inherited)
+    if listener not in inherited:
+        notifier.drop_kept()
+    notifier.keep(listener)
+    return listener
+
+
+def _keeps_engines(server: Server) -> bool:
+    return is_service() if server.on_exit == "auto" else server.on_exit == "keep"
+
+
+async def _find(server: Server) -> tuple[AdoptedEngine, ...]:
+    """What a former daemon has left to be adopted; the rest of it is removed."""
+    if _keeps_engines(server):
+        return await find_engines(server.runtime_dir, _print)
+    await end_engines(server.runtime_dir)
+    return ()
+
+
+def _print(key: EngineKey, line: str) -> None:
+    structlog.get_logger().debug(log.ENGINE_PRINTED, key=str(key), line=line)
 
 
 def _read_boot(path: Path, store: LastGood) -> Boot:
@@ -111,6 +138,7 @@ class _Daemon:
     def __init__(self, path: Path, boot: Boot, store: LastGood, server: Server, settings: Settings, tasks: asyncio.TaskGroup) -> None:
         self._server, self._settings, self._tasks, self._boot, self._store = server, settings, tasks, boot, store
         self._events, self._notifier = Events(), Notifier()
+        self._keep_s = server.keep_for if _keeps_engines(server) else None
         self._announcer = Announcer(self._notifier, self._events)
         self._realised: asyncio.Queue[Generation] = asyncio.Queue()
         budget = settings.budget_bytes or budget_bytes()
@@ -121,20 +149,28 @@ class _Daemon:
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
         self._is_over = asyncio.Event()
 
-    async def serve(self) -> None:
-        """Serve until a signal; then end running requests, engines and tasks, in that order."""
+    async def serve(self, listener: socket.socket, found: Sequence[AdoptedEngine]) -> None:
+        """Serve until a signal; then end running requests, engines and tasks, in that order. Engines may be there already."""
         self._events.emit(log.DAEMON_WAS_STARTED, version=__version__, manifest=str(self._control.path), pid=os.getpid())
         self._start_from(self._boot)
+        executor = self._reconciler.executor
+        for engine in found:
+            known = engine.identity
+            executor.adopt(engine, Prediction(measured_steady_bytes=known.memory_bytes), known.ready_at)
         self._hear_signals()
+        self._tasks.create_task(asyncio.to_thread(cache.sweep, self._server.state_dir))
         deciding = [self._tasks.create_task(work) for work in self._decide()]
         telling = [self._tasks.create_task(work) for work in self._tell()]
-        rest = serve_rest(self._reconciler.router, self._server, self._metrics)
+        rest = serve_rest(self._reconciler.router, self._server, self._metrics, listener=listener)
         async with serve_admin(self._control, self._admin_socket(), self._metrics), rest:
             await self._is_over.wait()
             self._events.emit(log.DAEMON_BEGAN_STOPPING)
             self._announcer.stopping()
         await _cancel(deciding)
-        await self._reconciler.executor.stop_all()
+        if self._keep_s is None:
+            await executor.stop_all()
+        else:
+            await executor.leave_all()
         await _cancel(telling)
         self._events.emit(log.DAEMON_WAS_STOPPED)
 
@@ -201,10 +237,12 @@ class _Daemon:
             folder=folder,
             runtime_dir=self._server.runtime_dir,
             state_dir=self._server.state_dir,
+            keep_s=self._keep_s,
+            memory_bytes=self._reconciler.observe().predictions.get(key.digest, Prediction()).steady_bytes,
             cores=cores_of(spec, key.replica, os.sched_getaffinity(0)),
-            **({"command": self._settings.engine_command} if self._settings.engine_command else {}),
+            command=self._settings.engine_command or SERVER,
         )
-        return ProcessEngine(launch, lambda line: structlog.get_logger().debug(log.ENGINE_PRINTED, key=str(key), line=line))
+        return ProcessEngine(launch, lambda line: _print(key, line))
 
     async def _fetch(self, key: SourceKey, on_progress: Callable[[str], None]) -> Fetched:
         return await fetch(key.source, key.revision, self._server.state_dir, _in_words(on_progress))
@@ -278,14 +316,6 @@ def _raise_file_limit() -> None:
     """Each request takes two descriptors, and the usual soft limit is 1024."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _clean(server: Server) -> None:
-    """Remove what a former daemon left; its last engines get some seconds to be gone, for their memory counts."""
-    engines = server.runtime_dir / ENGINES
-    deadline = time.monotonic() + LEFTOVERS_TIMEOUT_S
-    while (clean_leftovers(server.runtime_dir) or any(engines.glob("*"))) and time.monotonic() < deadline:
-        time.sleep(0.1)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Sequence[BaseException]:

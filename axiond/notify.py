@@ -4,7 +4,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -12,6 +13,7 @@ from typing import Final
 _MAX_STATUS_BYTES: Final = 2048
 # Only a hung PID 1 lets its buffer run full; the event loop must not hang with it.
 _SEND_TIMEOUT_S: Final = 0.25
+_KEPT: Final = "listen"
 
 
 class Notifier:
@@ -41,6 +43,14 @@ class Notifier:
         """The start or stop under way needs at least this long from now on."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
+    def keep(self, sock: socket.socket) -> None:
+        """Have a socket kept open, and handed to the next process of this service (FileDescriptorStoreMax= has to allow it)."""
+        self._send("FDSTORE=1", f"FDNAME={_KEPT}", descriptors=(sock.fileno(),))
+
+    def drop_kept(self) -> None:
+        """Have no socket kept any more."""
+        self._send("FDSTOREREMOVE=1", f"FDNAME={_KEPT}")
+
     async def feed_watchdog(self) -> None:
         """Prove twice in every watchdog period that the event loop turns. Runs until cancelled, also without a watchdog."""
         while self.watchdog_s is not None:
@@ -48,12 +58,22 @@ class Notifier:
             await asyncio.sleep(self.watchdog_s / 2)
         await asyncio.Event().wait()
 
-    def _send(self, *assignments: str) -> None:
+    def _send(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
         if not self._address:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.settimeout(_SEND_TIMEOUT_S)
-            sock.sendto("\n".join(assignments).encode(errors="replace"), self._address)
+            attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+            sock.sendmsg(["\n".join(assignments).encode(errors="replace")], attached, 0, self._address)
+
+
+def is_service(environ: Mapping[str, str] = os.environ) -> bool:
+    """
+    Whether a service manager runs this very process and would start it again.
+
+    INVOCATION_ID alone does not tell: a shell in a desktop's terminal has it too.
+    """
+    return bool(_address(environ.get("NOTIFY_SOCKET", ""))) or environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def _address(name: str) -> str:

@@ -54,3 +54,7 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End it and everything it started, and remove what it left. Never raises for a dead engine."""
         ...
+
+    async def leave(self) -> None:
+        """Let go of it: one that may outlive this daemon runs on for the next one, any other is stopped."""
+        ...

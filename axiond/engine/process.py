@@ -27,6 +27,7 @@ from axiond.errors import EngineError, EngineStartError, GoldenPromptFailed, Pro
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 
+SERVER = (sys.executable, "-P", "-m", "axiond.engine.server")
 ENGINES = "e"
 LONGEST_SOCKET_PATH = 107
 # vLLM puts sockets with names of this length beside ours.
@@ -55,7 +56,7 @@ class Launch:
     nodes: frozenset[int] = frozenset()
     keep_s: float | None = None
     memory_bytes: int = 0
-    command: tuple[str, ...] = (sys.executable, "-P", "-m", "axiond.engine.server")
+    command: tuple[str, ...] = SERVER
 
 
 class ProcessEngine(HostedEngine):

@@ -13,14 +13,13 @@ from aiohttp import web
 from axiond.errors import AxiondError
 from axiond.gateway.admin import Control, build_admin
 from axiond.gateway.connection import MOST_BODIES_BYTES, Bodies, ClientServer
+from axiond.gateway.listen import BACKLOG, listen
 from axiond.gateway.metrics import Metrics
 from axiond.gateway.rest import Rest
 from axiond.gateway.upstream import Upstreams
 from axiond.manifest.spec import Server
 from axiond.routing.router import Router
 
-BACKLOG = 1024
-HIGHEST_PORT = 65535
 LINGER_S = 5.0
 ABORT_TIMEOUT_S = 5.0
 SENT_POLL_S = 0.05
@@ -28,10 +27,15 @@ SENT_POLL_S = 0.05
 
 @asynccontextmanager
 async def serve_rest(
-    router: Router, server: Server, metrics: Metrics, grace_s: float = 30.0, most_bodies_bytes: int = MOST_BODIES_BYTES
+    router: Router,
+    server: Server,
+    metrics: Metrics,
+    grace_s: float = 30.0,
+    most_bodies_bytes: int = MOST_BODIES_BYTES,
+    listener: socket.socket | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """
-    Serve the REST endpoint while the block runs; yields the address it listens on.
+    Serve the REST endpoint on *listener*, or on the manifest's address, while the block runs; yields the address it listens on.
 
     At the end it stops accepting, lets running requests end and their answers be taken for *grace_s* seconds, then ends them with an error.
 
@@ -41,7 +45,7 @@ async def serve_rest(
     async with Upstreams(router) as upstreams:
         bodies = Bodies(max(most_bodies_bytes, server.max_request_body))
         rest = Rest(router, upstreams, server, bodies, metrics)
-        listener = _listen(server.listen)
+        listener = listener or listen(server.listen)
         handler = ClientServer(
             rest.handle,
             max_body_bytes=server.max_request_body,
@@ -75,26 +79,6 @@ async def _drain(rest: Rest, clients: ClientServer, grace_s: float) -> None:
     rest.abort()
     with suppress(TimeoutError):
         await asyncio.wait_for(rest.wait_until_idle(), ABORT_TIMEOUT_S)
-
-
-def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if int(port) > HIGHEST_PORT:  # the resolver would silently take it modulo 65536
-        raise AxiondError(f"cannot listen on {address}: ports end at {HIGHEST_PORT}")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as exc:
-        raise AxiondError(f"cannot listen on {address}: {exc}") from exc
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-    except OSError as exc:
-        listener.close()
-        raise AxiondError(f"cannot listen on {address}: {exc.strerror}; choose another server.listen or stop what uses it") from exc
-    listener.setblocking(False)
-    return listener
 
 
 @asynccontextmanager

@@ -16,6 +16,8 @@ from axiond.reconcile.backoff import failures_after_exit, retry_delay_s
 from axiond.reconcile.state import TRANSITIONS, EngineKey, EngineState, EngineView, SourceKey, SourceState, SourceView
 from axiond.resources.estimate import Prediction
 
+ADOPTED = "adopted"
+
 
 class Fetched(Protocol):
     """A source on this machine."""
@@ -62,6 +64,11 @@ class EngineRecord:
         if state not in TRANSITIONS[self.state]:
             raise IllegalTransition(str(self.key), self.state, state)
         self.state, self.since, self.since_wall, self.reason = state, now, time.time(), reason
+
+    def backdate(self, ready_at: float) -> None:
+        """It was ready before this daemon knew of it."""
+        self.since -= max(0.0, self.since_wall - ready_at)
+        self.since_wall = min(self.since_wall, ready_at)
 
     def view(self, in_flight: int) -> EngineView:
         return EngineView(
@@ -123,13 +130,33 @@ class Executor:
             if record.is_lost():
                 del self.sources[source]
 
+    def adopt(self, engine: Engine, prediction: Prediction, ready_at: float) -> None:
+        """
+        Take up an engine that an earlier daemon started; it is ready once it answers.
+
+        Args:
+            prediction: what it is expected to hold.
+            ready_at: since when it serves, by the wall clock. A failure is no failure of this daemon's generations.
+        """
+        key = engine.endpoint.key
+        record = self.engines[key] = EngineRecord(key, engine, self._world.now(), 0, prediction, reason=ADOPTED)
+        self._events.emit(log.ENGINE_WAS_FOUND, key=str(key), pids=list(engine.pids))
+        record.life = self._tasks.create_task(self._live(record, ready_at), name=f"engine {key}")
+
     async def stop_all(self) -> None:
         """End every engine and fetch at once, for shutdown."""
+        await self._let_go(lambda engine: engine.stop())
+
+    async def leave_all(self) -> None:
+        """As `stop_all()`, but engines that may outlive this daemon run on."""
+        await self._let_go(lambda engine: engine.leave())
+
+    async def _let_go(self, end: Callable[[Engine], Awaitable[None]]) -> None:
         for source in self.sources.values():
             self._cancel(source.bringing)
         async with asyncio.TaskGroup() as group:
             for record in self.engines.values():
-                group.create_task(_end(record))
+                group.create_task(_end(record, end))
 
     def _become(self, key: EngineKey, state: EngineState, reason: str = "") -> None:
         record, now = self.engines[key], self._world.now()
@@ -149,7 +176,7 @@ class Executor:
             self._events.emit(log.ENGINE_WAS_STARTED, key=str(key), memory_bytes=action.prediction.peak_bytes)
         self.engines[key].life = self._tasks.create_task(self._live(self.engines[key]), name=f"engine {key}")
 
-    async def _live(self, record: EngineRecord) -> None:
+    async def _live(self, record: EngineRecord, ready_at: float | None = None) -> None:
         try:
             await record.engine.start()
         except EngineError as exc:
@@ -159,13 +186,15 @@ class Executor:
             self._events.emit(log.ENGINE_FAILED_UNEXPECTEDLY, level="exception", key=str(record.key))
             self._fail(record, f"failed unexpectedly: {exc!r}", record.engine.tail, was_ready_for_s=0.0)
             return
-        self._become(record.key, EngineState.READY)
-        ready_at = self._world.now()
+        self._become(record.key, EngineState.READY, ADOPTED if ready_at else "")
+        if ready_at:
+            record.backdate(ready_at)
+        began = self._world.now()
         how = await record.engine.wait()
         if record.state is EngineState.DRAINING:
             self._become(record.key, EngineState.STOPPED, how)
         else:
-            self._fail(record, how, record.engine.tail, was_ready_for_s=self._world.now() - ready_at)
+            self._fail(record, how, record.engine.tail, was_ready_for_s=self._world.now() - began)
 
     def _fail(self, record: EngineRecord, problem: str, tail: tuple[str, ...], was_ready_for_s: float) -> None:
         record.tail = tail
@@ -174,7 +203,7 @@ class Executor:
         self._become(record.key, EngineState.BACKOFF, problem)
 
     async def _stop(self, record: EngineRecord) -> None:
-        await _end(record)
+        await _end(record, lambda engine: engine.stop())
         self._become(record.key, EngineState.STOPPED, record.reason)
 
     def _forget(self, key: EngineKey) -> None:
@@ -221,8 +250,8 @@ class Executor:
         self._events.emit(log.SOURCE_FETCH_FAILED, level=level, source=str(source), problem=problem)
 
 
-async def _end(record: EngineRecord) -> None:
+async def _end(record: EngineRecord, end: Callable[[Engine], Awaitable[None]]) -> None:
     if record.life is not None:
         record.life.cancel()
         await asyncio.wait([record.life])
-    await record.engine.stop()
+    await end(record.engine)
