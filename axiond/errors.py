@@ -113,6 +113,20 @@ class RequestError(AxiondError):
         return self.message
 
 
+class QueueError(RequestError):
+    """
+    A request whose turn did not come: *reason* in a word, *position* where it stood or would have, 1 being the next.
+
+    *estimate_s* is how long it would still have waited there; None where that is not known.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, reason: str, position: int, estimate_s: float | None, retry_after_s: int
+    ) -> None:
+        super().__init__(status, code, message, retry_after_s=retry_after_s)
+        self.reason, self.position, self.estimate_s = reason, position, estimate_s
+
+
 class DaemonUnreachable(AxiondError):
     """Nobody answers on the admin socket."""
 

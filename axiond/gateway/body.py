@@ -23,8 +23,13 @@ class _Head(msgspec.Struct):
     model: str | None = None
 
 
+class _Mode(msgspec.Struct):
+    stream: bool | None = None
+
+
 # Both skip what they do not need, which is ten times as fast as to build it. A thread would not help: parsers hold the GIL.
 _HEAD = msgspec.json.Decoder(_Head)
+_MODE = msgspec.json.Decoder(_Mode)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -42,6 +47,14 @@ def model_in_json(raw: bytes) -> str | None:
     if model is not None and not (isinstance(model, str) and _is_text(model)):
         raise RequestError(400, "invalid_type", "`model` must be a string.", param="model")
     return model or None
+
+
+def wants_stream(raw: bytes) -> bool:
+    """Whether a JSON body asks for a stream; not where that is hard to tell."""
+    try:
+        return _MODE.decode(raw).stream or False
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def rename_in_json(raw: bytes, new: str) -> bytes:

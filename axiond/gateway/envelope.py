@@ -4,7 +4,7 @@ from enum import Enum
 
 import orjson
 
-from axiond.errors import RequestError
+from axiond.errors import QueueError, RequestError
 
 
 class Dialect(Enum):
@@ -45,4 +45,20 @@ def error_headers(error: RequestError) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return headers
+    return {**headers, **queue_headers(error.position, error.estimate_s)} if isinstance(error, QueueError) else headers
+
+
+def queue_headers(position: int, estimate_s: float | None) -> dict[str, str]:
+    known = {} if estimate_s is None else {"X-Axiond-Queue-Estimate": _seconds(estimate_s)}
+    return {"X-Axiond-Queue-Position": str(position), **known}
+
+
+def queue_event(position: int, estimate_s: float | None, dialect: Dialect) -> bytes:
+    """What a stream says while its request waits: a comment, with the ping that Anthropic's streams have."""
+    known = "" if estimate_s is None else f" estimate_s={_seconds(estimate_s)}"
+    ping = 'event: ping\ndata: {"type": "ping"}\n\n' if dialect is Dialect.ANTHROPIC else "\n"
+    return f": queued position={position}{known}\n{ping}".encode()
+
+
+def _seconds(seconds: float) -> str:
+    return f"{round(seconds, 1):g}"

@@ -1,5 +1,6 @@
 """What is known of one request while it passes through."""
 
+import math
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -17,16 +18,23 @@ class Exchange:
     One request and its answer, for the metrics and the access log. Times are in seconds of one monotonic clock.
 
     *lost* says why the request died through no fault of the client; *is_aborted* that its task was cancelled by axiond.
+    *client* takes turns with other clients; *ends_at* is its deadline. *waited_s* is None if it did not have to queue, and
+    *rejected* why it got no turn. *answer* is what has begun.
     """
 
     request: web.BaseRequest
     request_id: str
     dialect: Dialect
     began_at: float
+    client: str = ""
+    ends_at: float = math.inf
     model: str = ""
     status: int = 0
     lost: str = ""
+    rejected: str = ""
     retries: int = 0
+    waited_s: float | None = None
+    answer: web.StreamResponse | None = None
     body_bytes: int = 0
     sent_bytes: int = 0
     first_byte_at: float = 0.0
@@ -36,6 +44,11 @@ class Exchange:
     events: int = 0
     head: bytes = b""
     _tail: tuple[bytes, bytes] = field(default=(b"", b""))
+
+    async def begin(self, answer: web.StreamResponse, *, is_stream: bool) -> None:
+        """Send the head of *answer*; from here on an error can only end it."""
+        self.answer, self.status, self.is_stream = answer, answer.status, is_stream
+        await answer.prepare(self.request)
 
     def note(self, chunk: bytes, now: float) -> None:
         """Count what went to the client."""
@@ -47,6 +60,11 @@ class Exchange:
         self._tail = (self._tail[1], chunk[-TAIL_BYTES:])
         if self.is_stream:
             self.events += chunk.count(b"data: {")
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From request to first event of a stream; None before it."""
+        return self.first_byte_at - self.began_at if self.is_stream and self.first_byte_at else None
 
     def ends_in_error(self) -> bool:
         """Whether the engine itself said in the stream that it failed."""

@@ -13,6 +13,7 @@ from axiond.routing.router import Router
 _FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _EACH_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 2)
 _REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_WAIT_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _RELOAD_S = (0.01, 0.1, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the output
@@ -55,6 +56,10 @@ class Metrics:
         self._each = Histogram(
             "axiond_time_per_output_token_seconds", "Between tokens after the first.", ["model"], buckets=_EACH_TOKEN_S, registry=registry
         )
+        self._waits = Histogram(
+            "axiond_queue_wait_seconds", "Requests that had to queue, however that ended.", ["model"], buckets=_WAIT_S, registry=registry
+        )
+        self._rejected = Counter("axiond_queue_rejected", "Requests that got no turn.", ["model", "reason"], registry=registry)
         self._reloads = Counter("axiond_reloads", "Manifest changes by how they ended.", ["outcome"], registry=registry)
         self._reload_s = Histogram("axiond_reload_seconds", "From reading a manifest to its end.", buckets=_RELOAD_S, registry=registry)
         registry.register(_Now(router, status))
@@ -87,11 +92,12 @@ class _ModelSeries:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics, self._model = metrics, model
         self._codes: dict[int, Counter] = {}
+        self._reasons: set[str] = set()
         self._retries, self._prompt = metrics._retries.labels(model), metrics._prompt.labels(model)
         self._by_usage = metrics._completion.labels(model, "usage")
         self._by_chunks = metrics._completion.labels(model, "chunks")
-        self._duration, self._first, self._each = (
-            histogram.labels(model) for histogram in (metrics._duration, metrics._first, metrics._each)
+        self._duration, self._first, self._each, self._waits = (
+            histogram.labels(model) for histogram in (metrics._duration, metrics._first, metrics._each, metrics._waits)
         )
 
     def count(self, exchange: Exchange, now: float) -> None:
@@ -100,6 +106,11 @@ class _ModelSeries:
             code = self._codes[exchange.status] = self._metrics._requests.labels(self._model, str(exchange.status))
         code.inc()
         self._duration.observe(now - exchange.began_at)
+        if exchange.waited_s is not None:
+            self._waits.observe(exchange.waited_s)
+        if exchange.rejected:
+            self._reasons.add(exchange.rejected)
+            self._metrics._rejected.labels(self._model, exchange.rejected).inc()
         if exchange.retries:
             self._retries.inc(exchange.retries)
         if exchange.status < 400 and exchange.sent_bytes:
@@ -112,8 +123,8 @@ class _ModelSeries:
         tokens = exchange.events if completion is None else completion
         if tokens:
             (self._by_chunks if completion is None else self._by_usage).inc(tokens)
-        if exchange.is_stream:
-            self._first.observe(exchange.first_byte_at - exchange.began_at)
+        if exchange.ttft_s is not None:
+            self._first.observe(exchange.ttft_s)
             if tokens > 1:
                 self._each.observe((exchange.last_byte_at - exchange.first_byte_at) / (tokens - 1))
 
@@ -121,7 +132,9 @@ class _ModelSeries:
         metrics, model = self._metrics, self._model
         for code in self._codes:
             metrics._requests.remove(model, str(code))
-        for counter in (metrics._retries, metrics._prompt, metrics._duration, metrics._first, metrics._each):
+        for reason in self._reasons:
+            metrics._rejected.remove(model, reason)
+        for counter in (metrics._retries, metrics._prompt, metrics._duration, metrics._first, metrics._each, metrics._waits):
             counter.remove(model)
         for counted_by in ("usage", "chunks"):
             metrics._completion.remove(model, counted_by)
@@ -138,12 +151,18 @@ class _Now(Collector):
         queued = GaugeMetricFamily("axiond_queue_depth", "Requests that wait for an engine.", labels=["model"])
         endpoints = GaugeMetricFamily("axiond_endpoints", "Engines that take a model's requests.", labels=["model"])
         in_flight = GaugeMetricFamily("axiond_in_flight", "Requests inside an engine.", labels=["engine"])
+        estimate = GaugeMetricFamily(
+            "axiond_queue_estimate_seconds", "How long a request that came now would wait, where that is known.", labels=["model"]
+        )
         for model, pool in table.pools.items():
+            if (outlook_s := self._router.outlook_s(model)) is not None:
+                estimate.add_metric([model], outlook_s)
             queued.add_metric([model], self._router.queued(model))
             endpoints.add_metric([model], len(pool.endpoints))
             for endpoint in pool.endpoints:
                 in_flight.add_metric([str(endpoint.key)], self._router.in_flight(endpoint.key))
-        yield from (queued, endpoints, in_flight, GaugeMetricFamily("axiond_generation", "The generation served.", value=table.generation))
+        yield from (queued, estimate, endpoints, in_flight)
+        yield GaugeMetricFamily("axiond_generation", "The generation served.", value=table.generation)
         yield from self._engines()
 
     def _engines(self) -> Iterator[Metric]:

@@ -1,7 +1,10 @@
 """Requests that engines answer: find the model, lease an engine, pass the request through."""
 
+import asyncio
+import math
 import random
 import re
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -16,10 +19,12 @@ from axiond.gateway.exchange import Exchange
 from axiond.gateway.headers import forwarded
 from axiond.gateway.relay import relay
 from axiond.gateway.upstream import Upstreams
+from axiond.gateway.waiting import wait_for_turn
 from axiond.manifest.spec import Server
 from axiond.reconcile.state import EngineKey
 from axiond.routing.choose import candidates, engine_name
-from axiond.routing.router import Lease, Router
+from axiond.routing.router import Router
+from axiond.routing.ticket import Asked, Lease
 
 JSON_PATHS = frozenset((
     "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages",
@@ -29,6 +34,9 @@ JSON_PATHS = frozenset((
     "/v1/responses/render", "/v1/chat/completions/derender", "/v1/completions/derender",
 ))  # fmt: skip
 FORM_PATHS = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
+LIGHT_PATHS = frozenset(("/tokenize", "/detokenize", "/v1/messages/count_tokens")) | {
+    path for path in JSON_PATHS if path.endswith(("/render", "/derender"))
+}
 STORED_RESPONSE = re.compile(r"/v1/responses/([A-Za-z0-9_.-]{1,128})(/cancel)?")
 MOST_ATTEMPTS = 3
 MOST_REMEMBERED = 10_000
@@ -66,8 +74,9 @@ class Passthrough:
             RequestError: nothing was sent yet.
         """
         ask = await self._read(exchange)
-        response = await self._forward(exchange, ask)
-        if exchange.request.rel_url.raw_path == "/v1/responses" and (found := _RESPONSE_ID.search(exchange.head)):
+        path = exchange.request.rel_url.raw_path
+        response = await self._forward(exchange, ask, is_light=path in LIGHT_PATHS)
+        if path == "/v1/responses" and (found := _RESPONSE_ID.search(exchange.head)):
             self._remember(found[1].decode(), ask.name)
         return response
 
@@ -75,7 +84,7 @@ class Passthrough:
         """Get or cancel a stored response, from the model that made it."""
         body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
         name = self._responses.get(response_id) or self._only_name()
-        return await self._forward(exchange, Ask(name, body or None, is_named=False))
+        return await self._forward(exchange, Ask(name, body or None, is_named=False), is_light=True)
 
     async def _read(self, exchange: Exchange) -> Ask:
         request = exchange.request
@@ -97,22 +106,36 @@ class Passthrough:
             )
         return next(iter(table.names), "")
 
-    async def _forward(self, exchange: Exchange, ask: Ask) -> web.StreamResponse:
+    async def _forward(self, exchange: Exchange, ask: Ask, *, is_light: bool) -> web.StreamResponse:
         """Try engines until one answers; none is tried twice."""
         draw = random.random()  # noqa: S311  # spreads load, guards nothing
         failed: list[EngineKey] = []
         exchange.model = next(iter(candidates(self._router.table, ask.name, draw)), "")
+        patience_s = None if exchange.ends_at == math.inf else exchange.ends_at - time.monotonic()
+        asked = Asked(ask.name, draw, exchange.client, is_light, patience_s)
         while True:
-            with await self._router.lease(ask.name, draw, failed) as lease:
+            found = self._router.lease(asked, failed)
+            with found if isinstance(found, Lease) else await wait_for_turn(found, exchange, ask.body) as lease:
                 exchange.model, exchange.retries = lease.pool.model, len(failed)
                 try:
-                    return await self._attempt(exchange, ask, lease)
+                    return await self._attempt_in_time(exchange, ask, lease)
                 except EngineError as error:
                     exchange.lost = ""
+                    self._router.distrust(lease.endpoint.key)
                     failed.append(lease.endpoint.key)
                     self._log.warning(log.REQUEST_WAS_RETRIED, request_id=exchange.request_id, reason=str(error))
                     if len(failed) == MOST_ATTEMPTS:
                         raise RequestError(503, "engine_failed", f"{len(failed)} engines failed: {error}", retry_after_s=5) from error
+
+    async def _attempt_in_time(self, exchange: Exchange, ask: Ask, lease: Lease) -> web.StreamResponse:
+        if exchange.ends_at == math.inf:
+            return await self._attempt(exchange, ask, lease)
+        try:
+            async with asyncio.timeout(exchange.ends_at - time.monotonic()):
+                return await self._attempt(exchange, ask, lease)
+        except TimeoutError as exc:
+            message = "The request's X-Request-Timeout has passed before its answer was complete."
+            raise RequestError(504, "deadline_exceeded", message) from exc
 
     async def _attempt(self, exchange: Exchange, ask: Ask, lease: Lease) -> web.StreamResponse:
         request, endpoint = exchange.request, lease.endpoint

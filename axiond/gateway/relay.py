@@ -1,9 +1,9 @@
 """Pass an engine's answer on to the client, and end it honestly when the engine does not."""
 
-import asyncio
 import time
 
 import aiohttp
+import orjson
 from aiohttp import web
 
 from axiond.engine.engine import Endpoint
@@ -20,15 +20,19 @@ NO_SUCH_PATH = b'{"detail":"Not Found"}'  # of vLLM's web framework, where the m
 
 async def relay(upstream: aiohttp.ClientResponse, endpoint: Endpoint, exchange: Exchange) -> web.StreamResponse:
     """
-    Answer *exchange* with what *upstream* says.
+    Answer *exchange* with what *upstream* says, in the stream that has begun if one has.
 
     Raises:
-        EngineError: the engine died before a byte went to the client, so another may answer.
-        RequestError: 404, the engine has no such path.
+        EngineError: the engine died before a byte of its answer went to the client, so another may answer.
+        RequestError: 404, the engine has no such path; 502, it died later; or its refusal, where a stream has begun.
     """
     length = upstream.content_length
     is_events = upstream.content_type == "text/event-stream"
+    if exchange.answer is not None and not is_events:
+        raise _refusal(upstream.status, await read_whole(upstream, endpoint))
     headers = returned(upstream.headers, exchange.request_id)
+    if exchange.waited_s is not None:
+        headers["X-Axiond-Queue-Wait-Ms"] = f"{exchange.waited_s * 1e3:.0f}"
     if length is not None and length <= MOST_WHOLE_BYTES and not is_events:
         body = await read_whole(upstream, endpoint)
         if upstream.status == 404 and body == NO_SUCH_PATH:
@@ -37,68 +41,72 @@ async def relay(upstream: aiohttp.ClientResponse, endpoint: Endpoint, exchange: 
         exchange.status = upstream.status
         exchange.note(body, time.monotonic())
         return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
-    exchange.is_stream = is_events
     first = await read_chunk(upstream, endpoint)
-    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-    response.content_length = length
-    exchange.status = upstream.status
-    await response.prepare(exchange.request)
-    await (_relay_events if is_events else _relay_bytes)(first, upstream, endpoint, response, exchange)
-    return response
+    if (answer := exchange.answer) is None:
+        answer = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+        answer.content_length = length
+        await exchange.begin(answer, is_stream=is_events)
+    try:
+        await (_relay_events if is_events else _relay_bytes)(first, upstream, endpoint, answer, exchange)
+    except EngineError as error:
+        message = f"The engine died while answering; what came so far is not the whole answer. ({error})"
+        raise RequestError(502, "engine_died", message) from error
+    return answer
+
+
+async def break_off(answer: web.StreamResponse, exchange: Exchange, error: RequestError) -> web.StreamResponse:
+    """Say in a stream that has begun why it ends; any other body takes the connection with it, or it would look complete."""
+    if exchange.is_stream:
+        await send_aside(error_event(error, exchange.dialect, exchange.request_id), answer, exchange)
+        await answer.write_eof()
+        return answer
+    if transport := exchange.request.transport:
+        transport.abort()
+    raise ConnectionResetError
+
+
+async def send_aside(event: bytes, answer: web.StreamResponse, exchange: Exchange) -> None:
+    """Write what is no part of the engine's answer."""
+    exchange.sent_bytes += len(event)
+    await answer.write(event)
 
 
 async def _relay_bytes(
-    chunk: bytes, upstream: aiohttp.ClientResponse, endpoint: Endpoint, response: web.StreamResponse, exchange: Exchange
+    chunk: bytes, upstream: aiohttp.ClientResponse, endpoint: Endpoint, answer: web.StreamResponse, exchange: Exchange
 ) -> None:
-    """A body that breaks off takes the connection with it, or it would look complete."""
-    try:
-        while chunk:
-            await send(chunk, response, exchange)
-            chunk = await read_chunk(upstream, endpoint)
-        await response.write_eof()
-    except EngineError:
-        exchange.lost = "engine_died"
-        if transport := exchange.request.transport:
-            transport.abort()
-        raise ConnectionResetError from None
+    while chunk:
+        await _send(chunk, answer, exchange)
+        chunk = await read_chunk(upstream, endpoint)
+    await answer.write_eof()
 
 
 async def _relay_events(
-    chunk: bytes, upstream: aiohttp.ClientResponse, endpoint: Endpoint, response: web.StreamResponse, exchange: Exchange
+    chunk: bytes, upstream: aiohttp.ClientResponse, endpoint: Endpoint, answer: web.StreamResponse, exchange: Exchange
 ) -> None:
     """Only whole events are sent on, so that an error event can follow at any time."""
     held = b""
-    try:
-        while chunk:
-            whole, held = split_events(held + chunk if held else chunk)
-            if whole:
-                await send(whole, response, exchange)
-            chunk = await read_chunk(upstream, endpoint)
-        if held:
-            await send(held, response, exchange)
-        await response.write_eof()
-        if exchange.ends_in_error():
-            exchange.lost = "engine_error"
-    except EngineError as error:
-        exchange.lost = "engine_died"
-        message = f"The engine died while answering; what came so far is not the whole answer. ({error})"
-        await end_stream(response, exchange, RequestError(502, "engine_died", message))
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if not exchange.is_aborted or task is None:
-            raise
-        task.uncancel()
-        exchange.lost = "shutdown"
-        await end_stream(response, exchange, RequestError(503, "shutdown", "The server is stopping; the answer is not complete."))
+    while chunk:
+        whole, held = split_events(held + chunk if held else chunk)
+        if whole:
+            await _send(whole, answer, exchange)
+        chunk = await read_chunk(upstream, endpoint)
+    if held:
+        await _send(held, answer, exchange)
+    await answer.write_eof()
+    if exchange.ends_in_error():
+        exchange.lost = "engine_error"
 
 
-async def send(chunk: bytes, response: web.StreamResponse, exchange: Exchange) -> None:
+async def _send(chunk: bytes, answer: web.StreamResponse, exchange: Exchange) -> None:
     """Write, and wait while the client is slow; its connection ends if it takes nothing."""
     exchange.note(chunk, time.monotonic())
-    await response.write(chunk)
+    await answer.write(chunk)
 
 
-async def end_stream(response: web.StreamResponse, exchange: Exchange, error: RequestError) -> None:
-    """Say in the stream why it ends."""
-    await send(error_event(error, exchange.dialect, exchange.request_id), response, exchange)
-    await response.write_eof()
+def _refusal(status: int, body: bytes) -> RequestError:
+    """The engine's own words, for a client that has had its 200 already."""
+    try:
+        message = orjson.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        message = body.decode("utf-8", "replace")[:1000]
+    return RequestError(status if status >= 400 else 502, "engine_refused", str(message))

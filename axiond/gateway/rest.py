@@ -1,6 +1,7 @@
 """The REST endpoint: one request in, one answer, one line in the access log."""
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -11,7 +12,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from axiond import log
-from axiond.errors import RequestError
+from axiond.errors import QueueError, RequestError
 from axiond.gateway.auth import authorize
 from axiond.gateway.connection import Bodies
 from axiond.gateway.envelope import dialect_of, error_body, error_headers
@@ -20,6 +21,7 @@ from axiond.gateway.headers import SERVER
 from axiond.gateway.listing import list_models, not_ready_because, show_model
 from axiond.gateway.metrics import Metrics
 from axiond.gateway.openai import FORM_PATHS, JSON_PATHS, STORED_RESPONSE, Passthrough
+from axiond.gateway.relay import break_off
 from axiond.gateway.upstream import Upstreams
 from axiond.manifest.spec import Server
 from axiond.routing.router import Router
@@ -76,21 +78,26 @@ class Rest:
         try:
             return await self._answer(exchange, path)
         except RequestError as error:
-            return _refuse(exchange, error)
+            return await _refuse(exchange, error)
         except ConnectionError:
             raise
         except asyncio.CancelledError:
-            if not exchange.is_aborted or exchange.first_byte_at:
+            task = asyncio.current_task()
+            if not exchange.is_aborted or task is None:
                 raise
-            return _refuse(exchange, RequestError(503, "shutdown", "The server is stopping.", retry_after_s=5))
+            task.uncancel()
+            message = "The server is stopping" + ("; the answer is not complete." if exchange.answer else ".")
+            return await _refuse(exchange, RequestError(503, "shutdown", message, retry_after_s=5))
         except Exception:
             self._log.exception(log.REQUEST_WAS_LOST, request_id=exchange.request_id, path=path[:256])
-            return _refuse(exchange, RequestError(500, "internal_error", "axiond failed to handle this request; its log says why."))
+            return await _refuse(exchange, RequestError(500, "internal_error", "axiond failed to handle this request; its log says why."))
 
     async def _answer(self, exchange: Exchange, path: str) -> web.StreamResponse:
         request = exchange.request
         if path not in OPEN_PATHS:
-            authorize(request.headers, self._router.table.api_keys)
+            exchange.client = authorize(request.headers, self._router.table.api_keys) or request.remote or ""
+            if (timeout := request.headers.get("X-Request-Timeout")) is not None:
+                exchange.ends_at = exchange.began_at + _deadline_s(timeout)
         if path in JSON_PATHS or path in FORM_PATHS:
             _allow(request, "POST")
             return await self._passthrough.answer(exchange)
@@ -133,7 +140,8 @@ class Rest:
             status=exchange.status,
             sent_bytes=exchange.sent_bytes,
             took_ms=round((now - exchange.began_at) * 1e3, 3),
-            **({"ttft_ms": round((exchange.first_byte_at - exchange.began_at) * 1e3, 3)} if exchange.is_stream else {}),
+            **({} if exchange.ttft_s is None else {"ttft_ms": round(exchange.ttft_s * 1e3, 3)}),
+            **({} if exchange.waited_s is None else {"waited_ms": round(exchange.waited_s * 1e3, 3)}),
             **({"reason": exchange.lost} if exchange.lost else {}),
         )
 
@@ -143,17 +151,33 @@ def _allow(request: web.BaseRequest, method: str) -> None:
         raise RequestError(405, "method_not_allowed", f"{request.rel_url.raw_path[:256]} takes {method}, not {request.method[:32]}.")
 
 
-def _refuse(exchange: Exchange, error: RequestError) -> web.Response:
-    exchange.status = error.status
-    if error.status >= 500 or error.code == "queue_full":
+async def _refuse(exchange: Exchange, error: RequestError) -> web.StreamResponse:
+    if error.status >= 500 or isinstance(error, QueueError):
         exchange.lost = error.code
+    if isinstance(error, QueueError):
+        exchange.rejected = error.reason
+    if exchange.answer is not None:
+        return await break_off(exchange.answer, exchange, error)
+    exchange.status = error.status
     body = error_body(error, exchange.dialect, exchange.request_id)
     exchange.sent_bytes = len(body)
     headers = {**error_headers(error), "Server": SERVER, "X-Request-ID": exchange.request_id}
+    if exchange.waited_s is not None:
+        headers["X-Axiond-Queue-Wait-Ms"] = f"{exchange.waited_s * 1e3:.0f}"
     response = web.Response(status=error.status, body=body, headers=headers)
     if error.status in (408, 413) or error.code == "overloaded":  # the body was not read to its end
         response.force_close()
     return response
+
+
+def _deadline_s(timeout: str) -> float:
+    try:
+        seconds = float(timeout)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise RequestError(400, "invalid_timeout", "X-Request-Timeout must be a number of seconds above 0.")
+    return seconds
 
 
 def _request_id(request: web.BaseRequest) -> str:

@@ -6,11 +6,12 @@ from rapidfuzz import process
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
-from axiond.manifest.spec import Weighted
+from axiond.manifest.spec import ModelSpec, Weighted
 from axiond.reconcile.state import EngineKey
 from axiond.routing.table import Pool, RouteTable
 
 LONGEST_NAME = 128
+VLLM_MAX_NUM_SEQS = 128  # what its server takes on a CPU unless told otherwise
 
 
 def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...]:
@@ -41,6 +42,12 @@ def pick(pool: Pool, in_flight: Mapping[EngineKey, int], exclude: Container[Engi
     """The engine with the fewest requests; the first of equals."""
     free = (endpoint for endpoint in pool.endpoints if endpoint.key not in exclude)
     return min(free, key=lambda endpoint: in_flight.get(endpoint.key, 0), default=None)
+
+
+def slots(spec: ModelSpec) -> int:
+    """Requests that one engine has at a time: `max_in_flight`, or else as many as it takes into one step."""
+    batch_tokens = spec.chunked_prefill.max_num_batched_tokens or VLLM_MAX_NUM_SEQS
+    return spec.max_in_flight or spec.max_num_seqs or min(VLLM_MAX_NUM_SEQS, batch_tokens)
 
 
 def engine_name(pool: Pool, endpoint: Endpoint, requested: str) -> str:

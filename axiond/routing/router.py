@@ -1,38 +1,28 @@
 """The routing in force, and who is using what: the only mutable thing between requests and engines."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from types import TracebackType
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
 from axiond.reconcile.state import Demand, EngineKey
-from axiond.routing.choose import candidates, pick
+from axiond.routing import refusals
+from axiond.routing.choose import candidates, pick, slots
+from axiond.routing.estimate import ServiceTimes, wait_s
+from axiond.routing.queue import FairQueue
 from axiond.routing.table import Pool, RouteTable
+from axiond.routing.ticket import Asked, Lease, Place, Ticket
 
-
-class Lease:
-    """One request's use of one engine, counted from construction until the `with` block ends."""
-
-    __slots__ = ("_router", "endpoint", "pool")
-
-    def __init__(self, router: "Router", pool: Pool, endpoint: Endpoint) -> None:
-        self._router, self.pool, self.endpoint = router, pool, endpoint
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._router._release(self.endpoint.key)
+DISTRUST_S = 0.5
 
 
 class Router:
     """
-    Hands engines to requests.
+    Hands engines to requests, and queues those that have to wait.
 
     A request leases its engine, not the generation: draining is per engine, and an engine that two generations share
     has nothing to wait for. A request that waits follows later tables, so the ones held during a swap go to whichever
-    engine is routed next.
+    engine is routed next; it stands in the queue of every model that may answer it.
 
     Args:
         on_change: called when an engine's last request ends or a lazy model without engine is asked for.
@@ -41,102 +31,207 @@ class Router:
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.table = RouteTable()
         self._on_change = on_change
+        self._published_s = 0.0
         self._in_flight: dict[EngineKey, int] = {}
-        self._waiting: dict[str, list[float]] = {}
+        self._running: dict[EngineKey, dict[Lease, None]] = {}
+        self._queues: dict[str, FairQueue[Ticket]] = {}
+        self._service: dict[str, ServiceTimes] = {}
+        self._distrusted: set[EngineKey] = set()
         self._woken_s: dict[str, float] = {}
         self._used_s: dict[str, float] = {}
-        self._published = asyncio.Event()
 
     def demand(self) -> Mapping[str, Demand]:
         """What is asked of each model that was ever asked for."""
         return {model: self._demand_for(model) for model in self.table.pools if model in self._used_s}
 
-    def _demand_for(self, model: str) -> Demand:
-        came = (*self._waiting.get(model, ()), *([self._woken_s[model]] if model in self._woken_s else []))
-        return Demand(self.queued(model), min(came, default=None), self._used_s[model])
-
     def publish(self, table: RouteTable) -> None:
-        """Route by *table* from now on, and let every waiting request look again, oldest first."""
-        self.table = table
+        """Route by *table* from now on, and let every waiting request look again, in the order of their turns."""
+        self.table, self._published_s = table, self._now()
         self._woken_s = {model: at for model, at in self._woken_s.items() if model in table.pools and not table.pools[model].endpoints}
-        published, self._published = self._published, asyncio.Event()
-        published.set()
+        self._service = {model: times for model, times in self._service.items() if model in table.pools}
+        waiting = [ticket for model, queue in self._queues.items() for ticket in queue if ticket.model == model]
+        self._queues = {}
+        for ticket in waiting:
+            try:
+                found = self._look(ticket.asked, (), ticket.models)
+            except RequestError as error:
+                ticket.end(error)
+            else:
+                if isinstance(found, Lease):
+                    ticket.end(found)
+                else:
+                    self._stand(ticket, found)
 
     def in_flight(self, key: EngineKey) -> int:
         return self._in_flight.get(key, 0)
 
     def queued(self, model: str) -> int:
-        return len(self._waiting.get(model, ()))
+        return len(self._queues.get(model, ()))
 
-    async def lease(self, requested: str, draw: float, failed: Collection[EngineKey] = ()) -> Lease:
+    def outlook_s(self, model: str) -> float | None:
+        """How long a request that came now would wait behind all others; None when that is not known."""
+        return self._estimate_s(model, self.queued(model) + 1)
+
+    def lease(self, asked: Asked, failed: Collection[EngineKey] = ()) -> Lease | Ticket:
         """
-        Lease an engine for *requested*; the caller enters the lease at once, with no await between.
+        Lease an engine, or a ticket where it has to wait for one; the caller enters either at once, with no await between.
 
         Args:
-            requested: the name in the request.
-            draw: in [0, 1); the same for every attempt of one request.
-            failed: engines that have already failed this request. It does not wait for others then.
+            asked: what the request wants.
+            failed: engines that have already failed this request. It waits neither for others nor for its turn then.
 
         Raises:
-            RequestError: 404 unknown name; 503 nothing can answer, or waited too long; 429 too many wait already.
+            RequestError: 404 unknown name; 503 nothing can answer.
+            QueueError: 429 too many wait already; 504 its turn would come too late.
         """
-        found = self._try_lease(requested, draw, failed)
-        return found if isinstance(found, Lease) else await self._wait(found, requested, draw)
+        found = self._look(asked, failed)
+        return found if isinstance(found, Lease) else self._enqueue(asked, found)
 
-    def _try_lease(self, requested: str, draw: float, failed: Collection[EngineKey]) -> Lease | Pool:
-        """A lease, or the pool worth waiting for."""
-        pools = [self.table.pools[model] for model in candidates(self.table, requested, draw)]
+    def distrust(self, key: EngineKey) -> None:
+        """An engine failed a request: let no other in for a moment, in which the table will follow if it is dead."""
+        self._distrusted.add(key)
+        asyncio.get_running_loop().call_later(DISTRUST_S, self._trust, key)
+
+    def place(self, ticket: Ticket) -> Place:
+        position = self._queues[ticket.model].position(ticket.asked.client, ticket)
+        return Place(position, self._estimate_s(ticket.model, position))
+
+    def late(self, ticket: Ticket) -> RequestError:
+        """What to tell a request whose time to wait is over."""
+        return refusals.timed_out(self.table.pools[ticket.model], self.place(ticket), ticket.asked.patience_s, ticket.most_s)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the places of *ticket* to those behind it."""
+        for model in ticket.models:
+            queue = self._queues[model]
+            queue.remove(ticket.asked.client, ticket)
+            if not queue:
+                del self._queues[model]
+        ticket.models = ()
+
+    def release(self, lease: Lease) -> None:
+        """Note that a request is out of its engine, and let the next one in."""
+        key, now = lease.endpoint.key, self._now()
+        self._used_s[key.model] = now
+        running = self._running[key]
+        if lease in running:
+            self._note_service(lease, len(running), now)
+            del running[lease]
+        self._in_flight[key] -= 1
+        if not self._in_flight[key]:
+            del self._in_flight[key], self._running[key]
+            self._on_change()
+        if key.model in self._queues:
+            self._serve(key.model)
+
+    def _look(self, asked: Asked, failed: Collection[EngineKey], known: Collection[str] = ()) -> Lease | list[Pool]:
+        """A lease, or the pools whose queues to stand in, at least one; *known* are those that it stands in already."""
+        pools = [self.table.pools[model] for model in candidates(self.table, asked.name, asked.draw)]
+        queues: list[Pool] = []
         for pool in pools:
-            if endpoint := pick(pool, self._in_flight, failed):
-                self._in_flight[endpoint.key] = self._in_flight.get(endpoint.key, 0) + 1
-                self._used_s[pool.model] = self._now()
-                return Lease(self, pool, endpoint)
-            if pool.is_lazy and not pool.endpoints:
+            if endpoint := self._free_endpoint(pool, asked, failed):
+                return self._grant(pool, endpoint, asked)
+            is_cold = pool.is_lazy and not pool.endpoints
+            if is_cold and not queues and pool.model not in known:
                 self._wake(pool.model)
-        coming = next((pool for pool in pools if not pool.endpoints and (pool.is_coming or (pool.is_lazy and not pool.reason))), None)
-        if coming is None or failed:
-            raise _unavailable(pools[0], failed)
-        return coming
+            if pool.endpoints or pool.is_coming or (is_cold and not queues and not pool.reason):
+                queues.append(pool)
+        if failed or not queues:
+            raise refusals.unavailable(pools[0], failed)
+        return queues
 
-    async def _wait(self, pool: Pool, requested: str, draw: float) -> Lease:
-        timeout_s = self.table.queue_timeout_s
-        if self.queued(pool.model) >= self.table.max_queue:
-            message = f"{self.queued(pool.model)} requests already wait for model `{pool.model}`; try again later."
-            raise RequestError(429, "queue_full", message, retry_after_s=pool.retry_after_s)
-        came = self._now()
-        self._used_s[pool.model] = came
-        self._waiting.setdefault(pool.model, []).append(came)
-        self._woken_s.pop(pool.model, None)
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    await self._published.wait()
-                    if isinstance(found := self._try_lease(requested, draw, ()), Lease):
-                        return found
-        except TimeoutError:
-            message = f"Model `{pool.model}` was not ready within {timeout_s:g} s" + (f": {pool.reason}" if pool.reason else ".")
-            raise RequestError(503, "queue_timeout", message, retry_after_s=pool.retry_after_s) from None
-        finally:
-            self._waiting[pool.model].remove(came)
+    def _free_endpoint(self, pool: Pool, asked: Asked, failed: Collection[EngineKey]) -> Endpoint | None:
+        """The engine that a newcomer may have now: any if it need not take turns, else one with room that nobody waits for."""
+        if failed or asked.is_light:
+            return pick(pool, self._in_flight, failed)
+        return None if pool.model in self._queues else self._with_room(pool)
+
+    def _with_room(self, pool: Pool) -> Endpoint | None:
+        most, running = slots(pool.spec), self._running
+        full = [each.key for each in pool.endpoints if len(running.get(each.key, ())) >= most or each.key in self._distrusted]
+        return pick(pool, self._in_flight, full)
+
+    def _grant(self, pool: Pool, endpoint: Endpoint, asked: Asked) -> Lease:
+        key, now = endpoint.key, self._now()
+        self._used_s[pool.model] = now
+        self._in_flight[key] = self._in_flight.get(key, 0) + 1
+        running = self._running.setdefault(key, {})
+        lease = Lease(self, pool, endpoint, now, len(running) + 1)
+        if not asked.is_light:
+            running[lease] = None
+        return lease
+
+    def _serve(self, model: str) -> None:
+        """Give what is free to those that wait for it."""
+        while (queue := self._queues.get(model)) and (endpoint := self._with_room(pool := self.table.pools[model])):
+            ticket = queue.pop()
+            ticket.models = tuple(other for other in ticket.models if other != model)
+            if not queue:
+                del self._queues[model]
+            self.leave(ticket)
+            ticket.end(self._grant(pool, endpoint, ticket.asked))
+
+    def _enqueue(self, asked: Asked, pools: Sequence[Pool]) -> Ticket:
+        pool, client = pools[0], asked.client
+        queue = self._queues.get(pool.model) or FairQueue[Ticket]()
+        position = queue.position(client)
+        place = Place(position, self._estimate_s(pool.model, position))
+        if asked.patience_s is not None and place.estimate_s is not None and place.estimate_s > asked.patience_s:
+            raise refusals.hopeless(pool, place, asked.patience_s)
+        if len(queue) >= self.table.max_queue:
+            self._make_place(queue, pool, place, client)
+        ticket = Ticket(self, asked, self._now(), self.table.queue_timeout_s)
+        self._stand(ticket, pools)
+        return ticket
+
+    def _make_place(self, queue: FairQueue[Ticket], pool: Pool, place: Place, client: str) -> None:
+        """A client with fewer waiting takes the last place of the one with the most, so that no client can fill a queue for all."""
+        longest, count = queue.longest()
+        if count <= queue.count(client) + 1:
+            raise refusals.full(pool, place, len(queue))
+        last = queue.latest(longest)
+        refusal = refusals.displaced(pool, self.place(last))
+        self.leave(last)
+        last.end(refusal)
+
+    def _stand(self, ticket: Ticket, pools: Sequence[Pool]) -> None:
+        ticket.models = tuple(pool.model for pool in pools)
+        for model in ticket.models:
+            self._queues.setdefault(model, FairQueue()).push(ticket.asked.client, ticket)
+            self._woken_s.pop(model, None)
+            self._used_s[model] = max(self._used_s.get(model, ticket.came_s), ticket.came_s)
+
+    def _estimate_s(self, model: str, position: int) -> float | None:
+        pool = self.table.pools[model]
+        each, now = slots(pool.spec), self._now()
+        ready_in_s = pool.ready_in_s
+        if pool.endpoints:
+            ready_in_s = 0.0
+        elif ready_in_s is not None:
+            ready_in_s -= now - self._published_s
+        ages_s = [now - lease.since_s for endpoint in pool.endpoints for lease in self._running.get(endpoint.key, ())]
+        times = self._service.get(model)
+        service = times.at(each) if times else None
+        return wait_s(position, each * (len(pool.endpoints) or pool.spec.replicas), ages_s, service, ready_in_s)
+
+    def _note_service(self, lease: Lease, among: int, now: float) -> None:
+        times = self._service.setdefault(lease.pool.model, ServiceTimes())
+        times.note(now - lease.since_s, (lease.among + among) / 2)
+
+    def _demand_for(self, model: str) -> Demand:
+        came = [ticket.came_s for ticket in self._queues.get(model, ())]
+        came += [self._woken_s[model]] if model in self._woken_s else []
+        return Demand(self.queued(model), min(came, default=None), self._used_s[model])
 
     def _wake(self, model: str) -> None:
         self._used_s[model] = self._now()
-        if model not in self._woken_s and not self._waiting.get(model):
+        if model not in self._woken_s and model not in self._queues:
             self._woken_s[model] = self._now()
             self._on_change()
 
+    def _trust(self, key: EngineKey) -> None:
+        self._distrusted.discard(key)
+        self._serve(key.model)
+
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _release(self, key: EngineKey) -> None:
-        self._in_flight[key] -= 1
-        self._used_s[key.model] = self._now()
-        if not self._in_flight[key]:
-            del self._in_flight[key]
-            self._on_change()
-
-
-def _unavailable(pool: Pool, failed: Collection[EngineKey]) -> RequestError:
-    reason = pool.reason or (f"{', '.join(map(str, failed))} failed" if failed else "no engine is running")
-    code = "engine_failed" if failed else "model_unavailable"
-    return RequestError(503, code, f"Model `{pool.model}` cannot answer now: {reason}", retry_after_s=pool.retry_after_s)

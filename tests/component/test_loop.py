@@ -7,6 +7,7 @@ import pytest
 
 from axiond.errors import ManifestError, Place, Problem
 from axiond.reconcile.state import EngineState
+from tests.fakes.asking import lease
 
 from .engines import GIB, START_S, bench
 
@@ -32,8 +33,8 @@ async def test_a_request_that_comes_before_the_engine_waits_for_it():
     async with bench() as b:
         b.submit(a={})
         await asyncio.sleep(0)
-        lease = asyncio.create_task(b.reconciler.router.lease("a", 0.0))
-        with await lease as held:
+        leased = asyncio.create_task(lease(b.reconciler.router, "a"))
+        with await leased as held:
             assert held.endpoint.key.model == "a"
         assert asyncio.get_running_loop().time() == pytest.approx(1 + START_S, abs=0.5)
 
@@ -53,7 +54,7 @@ async def test_changed_engine_starts_beside_the_old_which_drains_on_its_leases()
     async with bench() as b:
         await b.settled(b.submit(a={}))
         old = b.engine("a")
-        running = await b.reconciler.router.lease("a", 0.0)
+        running = await lease(b.reconciler.router, "a")
         number = b.submit(a={"max_num_seqs": 2})
         await b.settled(number)
         assert b.engine("a") is not old
@@ -156,10 +157,10 @@ async def test_stop_first_holds_requests_and_serves_them_with_the_new_engine():
         await b.settled(b.submit(a={}))
         number = b.submit(a={"max_num_seqs": 2})
         await asyncio.sleep(1)
-        lease = asyncio.create_task(b.reconciler.router.lease("a", 0.0))
+        leased = asyncio.create_task(lease(b.reconciler.router, "a"))
         await asyncio.sleep(0)
         assert b.reconciler.router.queued("a") == 1
-        with await lease as held:
+        with await leased as held:
             assert held.pool.spec.max_num_seqs == 2
         assert (await b.settled(number)).is_realised
 
@@ -169,7 +170,7 @@ async def test_stop_first_that_fails_serves_the_held_requests_with_the_old_spec(
         await b.settled(b.submit(a={}))
         b.submit(a={**source("broken"), "max_num_seqs": 2})
         await asyncio.sleep(2)
-        with await b.reconciler.router.lease("a", 0.0) as held:
+        with await lease(b.reconciler.router, "a") as held:
             assert held.pool.spec.max_num_seqs is None
         assert b.condition("RolledBack").status == "True"
         assert [engine.folder.name for engine in b.engines] == ["a", "broken", "a"]
@@ -187,7 +188,7 @@ async def test_lazy_model_loads_at_the_first_request():
     async with bench() as b:
         await b.settled(b.submit(a={"load": "lazy"}))
         assert b.engines == []
-        with await b.reconciler.router.lease("a", 0.0) as held:
+        with await lease(b.reconciler.router, "a") as held:
             assert held.endpoint.key.model == "a"
 
 
@@ -251,7 +252,7 @@ async def test_drained_engine_that_dies_in_the_moment_it_is_stopped_is_no_error(
     async with bench() as b:
         await b.settled(b.submit(a={}))
         old = b.engine("a")
-        with await b.reconciler.router.lease("a", 0.0):
+        with await lease(b.reconciler.router, "a"):
             await b.settled(b.submit(a={"max_num_seqs": 2}))
         old.crash()
         await asyncio.sleep(10)
@@ -271,7 +272,7 @@ async def test_bug_in_one_engine_or_source_costs_neither_the_daemon_nor_the_othe
             b.reconciler.executor._world = replace(b.reconciler.executor._world, fetch=raise_it)
         report = await b.settled(b.submit(a=source("other")))
         assert "ZeroDivisionError" in report.message
-        with await b.reconciler.router.lease("a", 0.0) as held:
+        with await lease(b.reconciler.router, "a") as held:
             assert held.pool.spec.source == "/models/a"
 
 
@@ -289,7 +290,7 @@ async def test_engine_that_once_failed_still_has_its_requests_held_in_a_later_sw
         await asyncio.sleep(START_S + 2)
         b.submit(a={"max_num_seqs": 2})
         await asyncio.sleep(1)
-        with await b.reconciler.router.lease("a", 0.0) as held:
+        with await lease(b.reconciler.router, "a") as held:
             assert held.pool.spec.max_num_seqs == 2
 
 

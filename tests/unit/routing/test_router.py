@@ -7,8 +7,9 @@ from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
 from axiond.manifest.spec import ModelSpec, Route, Weighted
 from axiond.reconcile.state import EngineKey
-from axiond.routing.router import Lease, Router
+from axiond.routing.router import Router
 from axiond.routing.table import Pool, RouteTable
+from tests.fakes.asking import lease
 
 OLD, NEW = EngineKey("m", "old"), EngineKey("m", "new")
 
@@ -45,8 +46,8 @@ async def settle() -> None:
 
 async def test_the_last_release_of_an_engine_is_announced(router: Router, changes: Calls) -> None:
     router.publish(table(OLD))
-    with await router.lease("m", 0.0):
-        with await router.lease("m", 0.0):
+    with await lease(router):
+        with await lease(router):
             assert router.in_flight(OLD) == 2
         assert (router.in_flight(OLD), changes.count) == (1, 0)
     assert (router.in_flight(OLD), changes.count) == (0, 1)
@@ -54,10 +55,10 @@ async def test_the_last_release_of_an_engine_is_announced(router: Router, change
 
 async def test_a_lease_outlives_the_table_it_was_taken_from(router: Router) -> None:
     router.publish(table(OLD))
-    with await router.lease("m", 0.0) as lease:
+    with await lease(router) as had:
         router.publish(table(NEW))
-        assert (lease.endpoint.key, router.in_flight(OLD)) == (OLD, 1)
-        with await router.lease("m", 0.0) as later:
+        assert (had.endpoint.key, router.in_flight(OLD)) == (OLD, 1)
+        with await lease(router) as later:
             assert later.endpoint.key == NEW
 
 
@@ -67,9 +68,9 @@ async def test_held_requests_go_in_order_to_whatever_is_routed_next(router: Rout
     order: list[int] = []
 
     async def ask(number: int) -> EngineKey:
-        with await router.lease("m", 0.0) as lease:
+        with await lease(router) as had:
             order.append(number)
-            return lease.endpoint.key
+            return had.endpoint.key
 
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(ask(number)) for number in range(5)]
@@ -85,7 +86,7 @@ async def test_held_requests_go_in_order_to_whatever_is_routed_next(router: Rout
 
 async def test_a_held_request_is_refused_once_nothing_is_coming(router: Router) -> None:
     router.publish(table(is_coming=True))
-    waiting = asyncio.create_task(router.lease("m", 0.0))
+    waiting = asyncio.create_task(lease(router))
     await settle()
     router.publish(table())
     with pytest.raises(RequestError, match="it broke") as caught:
@@ -95,10 +96,10 @@ async def test_a_held_request_is_refused_once_nothing_is_coming(router: Router) 
 
 async def test_a_full_queue_refuses(router: Router) -> None:
     router.publish(table(is_coming=True, max_queue=1))
-    waiting = asyncio.create_task(router.lease("m", 0.0))
+    waiting = asyncio.create_task(lease(router))
     await settle()
     with pytest.raises(RequestError) as caught:
-        await router.lease("m", 0.0)
+        await lease(router)
     assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (429, "queue_full", 7)
     waiting.cancel()
 
@@ -106,14 +107,14 @@ async def test_a_full_queue_refuses(router: Router) -> None:
 async def test_waiting_ends_at_its_deadline(router: Router) -> None:
     router.publish(table(is_coming=True, queue_timeout_s=0.01))
     with pytest.raises(RequestError, match=r"not ready within 0\.01 s: it broke") as caught:
-        await router.lease("m", 0.0)
+        await lease(router)
     assert (caught.value.status, caught.value.code, router.queued("m")) == (503, "queue_timeout", 0)
 
 
 @pytest.mark.parametrize("is_published_first", [False, True], ids=["while-waiting", "in-the-step-it-was-woken"])
 async def test_a_cancelled_waiter_leaves_nothing_behind(router: Router, is_published_first: bool) -> None:
     router.publish(table(is_coming=True))
-    waiting = asyncio.create_task(router.lease("m", 0.0))
+    waiting = asyncio.create_task(lease(router))
     await settle()
     if is_published_first:
         router.publish(table(OLD))
@@ -125,13 +126,13 @@ async def test_a_cancelled_waiter_leaves_nothing_behind(router: Router, is_publi
 
 async def test_a_lazy_model_is_asked_for_until_its_requests_have_an_engine(router: Router, changes: Calls) -> None:
     router.publish(table(is_lazy=True))
-    waiting = [asyncio.create_task(router.lease("m", 0.0)) for _ in range(2)]
+    waiting = [asyncio.create_task(lease(router)) for _ in range(2)]
     await settle()
     demand = router.demand()["m"]
     assert (demand.queued, demand.oldest_s is not None, changes.count) == (2, True, 1)
     router.publish(table(OLD, is_lazy=True))
-    for lease in await asyncio.gather(*waiting):
-        lease.__exit__(None, None, None)
+    for had in await asyncio.gather(*waiting):
+        had.__exit__(None, None, None)
     assert (router.demand()["m"].oldest_s, router.demand()["m"].queued) == (None, 0)
 
 
@@ -139,18 +140,17 @@ async def test_a_lazy_model_that_broke_is_not_waited_for(router: Router) -> None
     broken = table(is_lazy=True)
     router.publish(replace(broken, pools={"m": replace(broken.pools["m"], reason="it broke")}))
     with pytest.raises(RequestError, match="it broke"):
-        await router.lease("m", 0.0)
+        await lease(router)
 
 
 async def test_a_failed_engine_is_left_out_and_others_are_not_waited_for(router: Router) -> None:
     router.publish(table(OLD, NEW))
-    with await router.lease("m", 0.0, failed={OLD}) as lease:
-        assert lease.endpoint.key == NEW
+    with await lease(router, failed={OLD}) as had:
+        assert had.endpoint.key == NEW
     router.publish(replace(table(is_coming=True)))
     with pytest.raises(RequestError) as caught:
-        await router.lease("m", 0.0, failed={OLD})
+        await lease(router, failed={OLD})
     assert caught.value.code == "engine_failed"
-    assert isinstance(lease, Lease)
 
 
 async def test_a_fallback_answers_while_the_lazy_model_is_woken(router: Router, changes: Calls) -> None:
@@ -158,8 +158,8 @@ async def test_a_fallback_answers_while_the_lazy_model_is_woken(router: Router, 
     ready = Pool("ready", ModelSpec(source="/r"), (Endpoint(NEW, "ready"),))
     route = Route(name="r", models=(Weighted(model="lazy"),), fallback=("ready",))
     router.publish(RouteTable(1, {"lazy": lazy, "ready": ready}, {"lazy": "lazy", "ready": "ready"}, {"r": route}))
-    with await router.lease("r", 0.0) as lease:
+    with await lease(router, "r") as had:
         demand = router.demand()["lazy"]
-        assert (lease.pool.model, demand.queued, demand.oldest_s is not None, changes.count) == ("ready", 0, True, 1)
+        assert (had.pool.model, demand.queued, demand.oldest_s is not None, changes.count) == ("ready", 0, True, 1)
     router.publish(replace(router.table, pools={"lazy": replace(lazy, endpoints=(Endpoint(NEW, "lazy"),))}))
     assert router.demand()["lazy"].oldest_s is None
