@@ -1,9 +1,12 @@
 """The closed set of things a plan can ask for. Those on engines go to the executor, those on generations to the loop."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from axiond.reconcile.state import EngineKey, Published, SourceKey
 from axiond.resources.estimate import Prediction
+
+Cause = Literal["change", "idle", "room", "recycle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Drain:
     """Wait for the requests of an engine that is no longer routed."""
 
     key: EngineKey
+    cause: Cause
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ from datetime import datetime
 from typing import Literal
 
 from axiond.reconcile.plan import wanted_keys, without_room
-from axiond.reconcile.state import FAILING, EngineState, Observed, SourceState, Target
+from axiond.reconcile.residency import residency
+from axiond.reconcile.slots import is_current
+from axiond.reconcile.state import FAILING, HOLDS_MEMORY, EngineKey, EngineState, Observed, SourceState, Target
 from axiond.report import Condition, ConditionType, RejectionReport
 
 Statement = tuple[Literal["True", "False", "Unknown"], str, str]
@@ -18,16 +20,23 @@ class Facts:
 
     desired: Target
     observed: Observed
+    now_s: float
     newest_generation: int
     refusal: str = ""
     rejection: RejectionReport | None = None
     restart_fields: tuple[str, ...] = ()
 
 
-def unsettled(desired: Target, observed: Observed) -> tuple[str, ...]:
-    """What is still on its way, in words; an engine that has failed once is not waited for."""
-    waiting, homeless = [], without_room(desired, observed)
-    for key in wanted_keys(desired, observed):
+def unsettled(desired: Target, observed: Observed, now: float) -> tuple[str, ...]:
+    """
+    What is still on its way, in words.
+
+    An engine that has failed once is not waited for, nor a lazy model, unless it changes while it is loaded.
+    """
+    waiting, homeless = [], without_room(desired, observed, now)
+    for key in wanted_keys(desired, observed, now):
+        if desired.models[key.model].is_lazy and not _replaces(key, observed):
+            continue
         view = observed.engines.get(key)
         source = observed.sources.get(desired.models[key.model].source)
         if view is None and (key in homeless or (source and source.state is SourceState.FAILED)):
@@ -41,15 +50,19 @@ def unsettled(desired: Target, observed: Observed) -> tuple[str, ...]:
     return tuple(waiting)
 
 
-def troubles(observed: Observed) -> tuple[str, ...]:
+def _replaces(key: EngineKey, observed: Observed) -> bool:
+    return any(old.model == key.model and old.digest != key.digest and view.state in HOLDS_MEMORY for old, view in observed.engines.items())
+
+
+def troubles(observed: Observed, now: float) -> tuple[str, ...]:
     """What is wrong with the engines of the serving generation."""
     if observed.serving is None:
         return ()
-    found = [f"{key.model}: {reason}" for key, reason in without_room(observed.serving, observed).items()]
+    lacking = {key.model: reason for key, reason in without_room(observed.serving, observed, now).items()}
+    found = [f"{model}: {reason}" for model, reason in {**lacking, **residency(observed.serving, observed, now).refused}.items()]
     for model in observed.serving.models.values():
-        for key in model.engines():
-            view = observed.engines.get(key)
-            if view and view.state in FAILING:
+        for key, view in observed.engines.items():
+            if key.model == model.name and view.state in FAILING and is_current(key, observed.serving):
                 found.append(f"{key.model}: {view.reason}")
         source = observed.sources.get(model.source)
         if source and source.state is SourceState.FAILED:
@@ -67,8 +80,8 @@ def unserved(observed: Observed) -> tuple[str, ...]:
 
 def statements(facts: Facts) -> Mapping[ConditionType, Statement]:
     """Say every condition."""
-    moving = unsettled(facts.desired, facts.observed)
-    wrong = troubles(facts.observed)
+    moving = unsettled(facts.desired, facts.observed, facts.now_s)
+    wrong = troubles(facts.observed, facts.now_s)
     missing = unserved(facts.observed)
     restart = ", ".join(facts.restart_fields)
     degraded = [*wrong]

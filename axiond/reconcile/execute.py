@@ -109,8 +109,8 @@ class Executor:
                 self._drop(source)
             case do.Start():
                 self._start(action)
-            case do.Drain(key):
-                self._become(key, EngineState.DRAINING, "replaced or removed")
+            case do.Drain(key, _, reason):
+                self._become(key, EngineState.DRAINING, reason)
             case do.Resume(key):
                 self._become(key, EngineState.READY, "wanted again")
             case do.Stop(key, reason):

@@ -35,4 +35,7 @@ def model_target(name: str, spec: ModelSpec) -> ModelTarget:
         priority=spec.priority,
         fixed_bytes=fixed_bytes(spec),
         drain_grace_s=spec.drain_grace_s,
+        idle_unload_s=spec.idle_unload,
+        min_resident_s=spec.min_resident,
+        is_pinned=spec.pin,
     )

@@ -123,7 +123,7 @@ class Reconciler:
     def is_settled(self) -> bool:
         """Nothing is on its way: the newest manifest has been acted on to its end."""
         is_acted_on = self._ended_number == self.newest_number
-        return is_acted_on and self.desired is not None and not unsettled(self.desired.target, self.observe())
+        return is_acted_on and self.desired is not None and not unsettled(self.desired.target, self.observe(), self._world.now())
 
     def outcome(self, number: int) -> ReloadReport:
         """How generation *number* ended, or the newer one that overtook it."""
@@ -181,13 +181,13 @@ class Reconciler:
         assert self.desired is not None
         observed = self.observe()
         self._refresh_table(observed, now)
-        facts = Facts(self.desired.target, observed, self.newest_number, self.refusal, self.rejection, self.restart_fields())
+        facts = Facts(self.desired.target, observed, now, self.newest_number, self.refusal, self.rejection, self.restart_fields())
         before, self.conditions = self.conditions, conditions(self.conditions, facts, datetime.now(UTC))
         self._tell_changes(before)
-        moving = unsettled(self.desired.target, observed)
+        moving = unsettled(self.desired.target, observed, now)
         self._note_end(observed, now, bool(moving))
         self._note_realised(observed, bool(moving))
-        self._listener.round_ended("; ".join(moving) or self._summary(observed), bool(moving), self.router.table.serves_any)
+        self._listener.round_ended("; ".join(moving) or self._summary(observed, now), bool(moving), self.router.table.serves_any)
         return next_wake_s(observed, self.desired.target, now)
 
     def _publish(self, routing: Published) -> None:
@@ -246,10 +246,10 @@ class Reconciler:
             outcome = "degraded" if unserved(observed) else "realised"
         self._listener.change_ended(outcome, now - self._changed_at)
 
-    def _summary(self, observed: Observed) -> str:
+    def _summary(self, observed: Observed, now: float) -> str:
         ready = sum(view.state is EngineState.READY for view in observed.engines.values())
         number = self.serving.number if self.serving else 0
-        return "; ".join((f"generation {number}, engines ready: {ready}", *troubles(observed)))
+        return "; ".join((f"generation {number}, engines ready: {ready}", *troubles(observed, now)))
 
     def _note_requests(self) -> None:
         """An engine's last request ended or a model without engine was asked for. Most such news is no reason for a round."""

@@ -23,6 +23,30 @@ def taken_bytes(view: EngineView, observed: Observed) -> int:
     return max(prediction.steady_bytes, view.used_bytes)
 
 
+def needed_bytes(model: ModelTarget, count: int, observed: Observed) -> tuple[int, int]:
+    """What the first *count* engines of *model* take once all are ready, and what starting one of them takes on top; 0 if none has to."""
+    prediction = prediction_of(model, observed)
+    running: dict[int, int] = {}
+    is_starting = False
+    for key, view in observed.engines.items():
+        if key.model != model.name or key.digest != model.digest or key.replica >= count:
+            continue
+        if view.state is EngineState.FAILED:
+            running.setdefault(key.replica, 0)
+        elif view.state in (EngineState.STARTING, EngineState.READY, EngineState.DRAINING):
+            running[key.replica] = max(running.get(key.replica, 0), prediction.steady_bytes, view.used_bytes)
+            is_starting |= view.state is EngineState.STARTING
+    missing = count - len(running)
+    extra = prediction.peak_bytes - prediction.steady_bytes if missing or is_starting else 0
+    return sum(running.values()) + missing * prediction.steady_bytes, extra
+
+
+def load_seconds(model: ModelTarget, observed: Observed) -> float | None:
+    """How long a start of *model* took last; None if none was measured."""
+    known = observed.predictions.get(model.digest)
+    return known.load_s if known else None
+
+
 def lack_of_memory(lacking_bytes: int, budget_bytes: int) -> str:
     return f"does not fit: {lacking_bytes / 2**30:.1f} GiB more than the memory budget of {budget_bytes / 2**30:.1f} GiB"
 

@@ -6,12 +6,15 @@ generation keeps the requests. A candidate that cannot be realised is rejected, 
 generation as desired is the rollback.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from axiond.reconcile.actions import Action, Drain, Drop, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
 from axiond.reconcile.backoff import MOST_FAILURES
 from axiond.reconcile.memory import held_bytes, lack_of_memory, prediction_of, taken_bytes
+from axiond.reconcile.residency import Residency, residency
+from axiond.reconcile.slots import is_current, ready_engines, recycle_due_s, wanted_engines
 from axiond.reconcile.state import (
     FAILING,
     HOLDS_MEMORY,
@@ -60,20 +63,27 @@ def next_wake_s(observed: Observed, desired: Target, now: float) -> float | None
     due += [view.retry_at for view in observed.sources.values() if view.state is SourceState.FAILED]
     for view in observed.engines.values():
         if view.state is EngineState.DRAINING:
-            due.append(view.since + _grace_s(view.key.model, desired, observed.serving))
-    return min((at - now for at in due if at > now), default=None)
+            due.append(view.since + _grace_s(view.key, desired, observed.serving))
+        if (recycle_s := recycle_due_s(view)) is not None:
+            due.append(recycle_s)
+    due.append(residency(desired, observed, now).due_s)
+    return min((at - now for at in due if now < at < math.inf), default=None)
 
 
-def wanted_keys(desired: Target, observed: Observed) -> tuple[EngineKey, ...]:
-    """Engines that *desired* needs now, by priority: a lazy model counts while it is asked for or runs already."""
-    running = {key.model for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
-    models = [m for m in desired.models.values() if not m.is_lazy or observed.is_asked_for(m.name) or m.name in running]
-    return tuple(key for model in sorted(models, key=lambda m: (-m.priority, m.name)) for key in model.engines())
+def wanted_keys(desired: Target, observed: Observed, now: float) -> tuple[EngineKey, ...]:
+    """Engines that *desired* needs now, by priority."""
+    return _wanted_keys(desired, residency(desired, observed, now), observed, now)
 
 
-def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]:
+def _wanted_keys(desired: Target, lazy: Residency, observed: Observed, now: float) -> tuple[EngineKey, ...]:
+    models = sorted(desired.models.values(), key=lambda model: (-model.priority, model.name))
+    counts = ((model, lazy.held.get(model.name, 0) if model.is_lazy else model.replicas) for model in models)
+    return tuple(key for model, count in counts for key in wanted_engines(model, count, observed, now))
+
+
+def without_room(desired: Target, observed: Observed, now: float) -> Mapping[EngineKey, str]:
     """Wanted engines that memory has no place for, and why; empty while something is leaving that may make room."""
-    wanted = wanted_keys(desired, observed)
+    wanted = wanted_keys(desired, observed, now)
     holding = {key: view for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
     if any(key not in wanted or view.state in LEAVING for key, view in holding.items()):
         return {}
@@ -91,8 +101,12 @@ def without_room(desired: Target, observed: Observed) -> Mapping[EngineKey, str]
     return found
 
 
-def _grace_s(model: str, *targets: Target | None) -> float:
-    return max((t.models[model].drain_grace_s for t in targets if t and model in t.models), default=0.0)
+def _grace_s(key: EngineKey, desired: Target, serving: Target | None) -> float:
+    """How long the requests of an engine may delay its end: a change has a limit, unloading and recycling wait for the last one."""
+    if is_current(key, desired):
+        return math.inf
+    targets = (desired, serving) if serving else (desired,)
+    return max((target.models[key.model].drain_grace_s for target in targets if key.model in target.models), default=0.0)
 
 
 @dataclass(slots=True)
@@ -101,6 +115,7 @@ class _Round:
     observed: Observed
     now: float
     serving: Target = field(init=False)
+    lazy: Residency = field(init=False)
     wanted: tuple[EngineKey, ...] = field(init=False)
     serving_keys: frozenset[EngineKey] = field(init=False)
     gating: frozenset[EngineKey] = field(init=False)
@@ -109,10 +124,29 @@ class _Round:
 
     def __post_init__(self) -> None:
         self.serving = self.observed.serving or self.desired
-        self.wanted = wanted_keys(self.desired, self.observed)
-        self.serving_keys = frozenset(key for model in self.serving.models.values() for key in model.engines())
+        self.lazy = residency(self.desired, self.observed, self.now)
+        self.wanted = _wanted_keys(self.desired, self.lazy, self.observed, self.now)
+        self.serving_keys = frozenset(key for model in self.serving.models.values() for key in self._serving_engines(model))
         is_candidate = self.serving.generation != self.desired.generation
-        self.gating = frozenset(self.wanted) - self.serving_keys if is_candidate else frozenset()
+        self.gating = frozenset(filter(self._is_gating, self.wanted)) if is_candidate else frozenset()
+
+    def _serving_engines(self, model: ModelTarget) -> tuple[EngineKey, ...]:
+        """Engines that the serving generation needs until the flip: those that take requests, and those that are to."""
+        if not self._is_held(model):
+            return ()
+        count = min(self.lazy.held.get(model.name, 0), model.replicas) if model.is_lazy else model.replicas
+        wanted = wanted_engines(model, count, self.observed, self.now)
+        is_to_load = not model.is_lazy or self.desired.models[model.name].digest == model.digest if count else False
+        return (*ready_engines(model, self.observed), *(key for key in wanted if is_to_load or key in self.observed.engines))
+
+    def _is_held(self, model: ModelTarget) -> bool:
+        """Whether *model* may have engines; a lazy one that the desired generation no longer names keeps what it has."""
+        return not model.is_lazy or model.name in self.lazy.held or model.name not in self.desired.models
+
+    def _is_gating(self, key: EngineKey) -> bool:
+        """Whether the flip waits for this engine: it is new, and no lazy model that would only be loaded."""
+        is_new, is_lazy = key not in self.serving_keys, self.desired.models[key.model].is_lazy
+        return is_new and (not is_lazy or any(old.model == key.model and self.state(old) in HOLDS_MEMORY for old in self.serving_keys))
 
     def state(self, key: EngineKey) -> EngineState | None:
         view = self.observed.engines.get(key)
@@ -157,7 +191,9 @@ class _Round:
                 yield Start(key, model.source, self.desired.generation, prediction)
             elif key in self.gating:
                 homeless = homeless or (key, used + more - self.observed.budget_bytes)
-        if homeless and not is_proving:
+            elif key.turn:
+                self._retire_older(key)
+        if homeless and not is_proving and not self.lazy.is_short:
             self._make_room(*homeless)
 
     def drops(self) -> Iterator[Action]:
@@ -167,6 +203,12 @@ class _Round:
 
     def _crashed_until_flip(self) -> list[EngineKey]:
         return sorted(key for key in self.serving_keys.difference(self.wanted) if self.state(key) is EngineState.BACKOFF)
+
+    def _retire_older(self, key: EngineKey) -> None:
+        """Where an engine and its next turn have no room at once, the older one stops first."""
+        if not any(view.state in LEAVING for view in self.observed.engines.values()):
+            ready = ready_engines(self._model_of(key), self.observed)
+            self.yielding.update(old for old in ready if old.replica == key.replica)
 
     def _model_of(self, key: EngineKey) -> ModelTarget:
         target = self.desired if key in self.wanted else self.serving
@@ -188,7 +230,8 @@ class _Round:
 
     def _make_room(self, key: EngineKey, needed: int) -> None:
         """Choose serving engines that stop so that *key* can start; they are started again if it fails."""
-        total = together_bytes([prediction_of(self._model_of(wanted), self.observed) for wanted in self.wanted])
+        must = [wanted for wanted in self.wanted if wanted in self.gating or not self._model_of(wanted).is_unloadable]
+        total = together_bytes([prediction_of(self._model_of(wanted), self.observed) for wanted in must])
         if total > self.observed.budget_bytes:
             reason = lack_of_memory(total - self.observed.budget_bytes, self.observed.budget_bytes)
             self.over_budget = Reject(self.desired.generation, key.model, reason)
@@ -210,7 +253,7 @@ class _Round:
         is_whole = all(self.state(key) is EngineState.READY for key in self.gating)
         target = self.desired if is_whole else self.serving
         endpoints = {
-            model.name: tuple(key for key in model.engines() if self.state(key) is EngineState.READY and key not in self.yielding)
+            model.name: tuple(key for key in ready_engines(model, self.observed) if self._is_held(model) and key not in self.yielding)
             for model in target.models.values()
         }
         return Published(target.generation, endpoints)
@@ -218,6 +261,7 @@ class _Round:
     def upkeep(self, routing: Published, routed: set[EngineKey]) -> Iterator[Action]:
         """What to do about every engine that there is."""
         kept = set(self.wanted)
+        kept |= {key for key, view in self.observed.engines.items() if view.state in FAILING and is_current(key, self.desired)}
         if routing.generation == self.serving.generation:
             kept |= self.serving_keys - self.yielding
         for key, view in sorted(self.observed.engines.items()):
@@ -229,7 +273,7 @@ class _Round:
             case EngineState.STARTING if not is_kept:
                 return Stop(view.key, "no longer wanted")
             case EngineState.READY if not is_kept and not is_routed:
-                return Drain(view.key)
+                return self._drain(view)
             case EngineState.DRAINING:
                 return self._drain_step(view, is_kept)
             case EngineState.BACKOFF | EngineState.FAILED if not is_kept or self._has_another_chance(view):
@@ -241,9 +285,16 @@ class _Round:
             case _:
                 return None
 
+    def _drain(self, view: EngineView) -> Action:
+        if not is_current(view.key, self.desired):
+            return Drain(view.key, "change", "replaced or removed")
+        if leaving := self.lazy.leaving.get(view.key.model):
+            return Drain(view.key, leaving.cause, leaving.reason)
+        return Drain(view.key, "recycle", "has outgrown its memory ceiling")
+
     def _has_another_chance(self, view: EngineView) -> bool:
         """A manifest that is newer than a failure starts the engine afresh, or would after a rollback."""
-        if view.key not in self.wanted:
+        if not is_current(view.key, self.desired):
             return view.state is EngineState.FAILED
         return view.generation < self.desired.generation
 
@@ -252,6 +303,6 @@ class _Round:
             return Resume(view.key)
         if view.in_flight == 0:
             return Stop(view.key, "drained")
-        if self.now - view.since >= _grace_s(view.key.model, self.desired, self.serving):
+        if self.now - view.since >= _grace_s(view.key, self.desired, self.serving):
             return Stop(view.key, f"drain grace is over with {view.in_flight} requests running")
         return None

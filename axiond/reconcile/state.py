@@ -10,14 +10,16 @@ from axiond.resources.estimate import Prediction
 
 @dataclass(frozen=True, slots=True, order=True)
 class EngineKey:
-    """One engine: a model, the digest of all that reaches its process, and which of its replicas."""
+    """One engine: a model, the digest of all that reaches its process, which of its replicas, and how often that was recycled."""
 
     model: str
     digest: str
     replica: int = 0
+    turn: int = 0
 
     def __str__(self) -> str:
-        return f"{self.model}@{self.digest}" + (f"#{self.replica}" if self.replica else "")
+        replica, turn = f"#{self.replica}" if self.replica else "", f"~{self.turn}" if self.turn else ""
+        return f"{self.model}@{self.digest}{replica}{turn}"
 
 
 class EngineState(StrEnum):
@@ -114,9 +116,14 @@ class ModelTarget:
     priority: int = 0
     fixed_bytes: int = 0
     drain_grace_s: float = 30.0
+    idle_unload_s: float | None = None
+    min_resident_s: float = 0.0
+    is_pinned: bool = False
 
-    def engines(self) -> tuple[EngineKey, ...]:
-        return tuple(EngineKey(self.name, self.digest, replica) for replica in range(self.replicas))
+    @property
+    def is_unloadable(self) -> bool:
+        """Whether it may have to make room for others."""
+        return self.is_lazy and not self.is_pinned
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ from typing import TypedDict
 
 from axiond.engine.engine import Endpoint
 from axiond.reconcile.generation import Generation
+from axiond.reconcile.memory import load_seconds
 from axiond.reconcile.plan import without_room
+from axiond.reconcile.residency import Residency, residency
 from axiond.reconcile.state import EngineKey, EngineState, EngineView, ModelTarget, Observed, Published, SourceState
 from axiond.routing.table import Pool, RouteTable
 
@@ -16,7 +18,8 @@ def route_table(
     generation: Generation, published: Published, observed: Observed, endpoint: Callable[[EngineKey], Endpoint], now: float, created: int
 ) -> RouteTable:
     """The table for *generation*, with the endpoints of *published* and, for models without one, whether to wait or why not."""
-    homeless = without_room(generation.target, observed)
+    homeless = without_room(generation.target, observed, now)
+    lazy = residency(generation.target, observed, now)
     manifest, server = generation.manifest, generation.manifest.server
     return RouteTable(
         generation=generation.number,
@@ -26,7 +29,7 @@ def route_table(
                 spec=manifest.models[name],
                 endpoints=tuple(endpoint(key) for key in published.endpoints.get(name, ())),
                 is_lazy=model.is_lazy,
-                **_outlook(model, observed, homeless, now),
+                **_outlook(model, observed, homeless, lazy, now),
             )
             for name, model in generation.target.models.items()
         },
@@ -43,13 +46,14 @@ class Outlook(TypedDict, total=False):
     is_coming: bool
     reason: str
     retry_after_s: int
+    ready_in_s: float | None
 
 
-def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey, str], now: float) -> Outlook:
-    views = [view for key in model.engines() if (view := observed.engines.get(key))]
+def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey, str], lazy: Residency, now: float) -> Outlook:
+    views = [view for key, view in observed.engines.items() if key.model == model.name and key.digest == model.digest]
     if any(view.state is EngineState.READY for view in views):
         return {"is_coming": True}
-    troubled = [view for view in views if view.is_troubled]
+    troubled = [view for view in views if view.is_troubled and not (model.is_lazy and _may_start_again(view, now))]
     if troubled:
         return {
             "is_coming": False,
@@ -61,9 +65,21 @@ def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey
         return {"is_coming": False, "reason": source.reason, "retry_after_s": max(1, round(source.retry_at - now))}
     if lack := next((reason for key, reason in homeless.items() if key.model == model.name), ""):
         return {"is_coming": False, "reason": lack, "retry_after_s": RETRY_WHEN_FAILED_S}
-    if model.is_lazy and not observed.is_asked_for(model.name):
-        return {"is_coming": False}
-    return {"is_coming": True, "reason": _progress(views, source.reason if source else "")}
+    if reason := lazy.refused.get(model.name):
+        return {"is_coming": False, "reason": reason, "retry_after_s": RETRY_WHEN_FAILED_S}
+    load_s = load_seconds(model, observed)
+    if model.is_lazy and model.name not in lazy.held and not observed.is_asked_for(model.name):
+        return {"is_coming": False, "ready_in_s": load_s}
+    if reason := lazy.waiting.get(model.name):
+        return {"is_coming": True, "reason": f"waits for memory: {reason}"}
+    starting = [view.since for view in views if view.state is EngineState.STARTING]
+    if starting and load_s is not None:
+        load_s = max(0.0, min(starting) + load_s - now)
+    return {"is_coming": True, "reason": _progress(views, source.reason if source else ""), "ready_in_s": load_s}
+
+
+def _may_start_again(view: EngineView, now: float) -> bool:
+    return view.state is EngineState.BACKOFF and now >= view.retry_at
 
 
 def _progress(views: list[EngineView], fetching: str) -> str:

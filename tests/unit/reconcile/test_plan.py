@@ -9,7 +9,7 @@ from axiond.reconcile.plan import next_wake_s, plan
 from axiond.reconcile.state import Demand, EngineKey, EngineState, Observed, Published, SourceState, SourceView, Target
 from axiond.resources.estimate import Prediction
 
-from .world import GIB, S, World, model, target, view
+from .world import GIB, S, World, keys_of, model, target, view
 
 NEW, OLD = EngineKey("m", "new"), EngineKey("m", "old")
 STATES = (None, *EngineState)
@@ -68,8 +68,8 @@ def test_every_cell_survives_a_candidate_that_never_starts(parts):
 def served(*models, generation=1, **rest):
     """A world that serves these models."""
     goal = target(generation, *models)
-    keys = [key for m in models for key in m.engines()]
-    routing = Published(generation, {m.name: m.engines() for m in models})
+    keys = [key for m in models for key in keys_of(m)]
+    routing = Published(generation, {m.name: keys_of(m) for m in models})
     return World(goal, [view(key, S.READY) for key in keys], routing, **rest)
 
 
@@ -164,7 +164,7 @@ def test_a_removed_model_is_drained_then_stopped_then_forgotten():
     world.want(target(2, model("a")))
     world.settle()
     gone = EngineKey("b", "new")
-    assert world.log[1:] == [do.Drain(gone), do.Stop(gone, "drained"), do.Forget(gone)]
+    assert world.log[1:] == [do.Drain(gone, "change", "replaced or removed"), do.Stop(gone, "drained"), do.Forget(gone)]
 
 
 def test_draining_waits_for_requests_and_then_for_the_grace():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from axiond.reconcile import actions as do
 from axiond.reconcile.plan import plan
 
-from .world import S, World, model, target
+from .world import S, World, keys_of, model, target
 
 MODELS = st.sampled_from(["a", "b", "c"])
 SPECS = st.builds(
@@ -72,7 +72,7 @@ def test_whatever_happens_it_settles_and_then_a_good_manifest_is_served_in_full(
     world.want(good)
     world.settle()
     assert world.observed.serving == good
-    assert world.routed() == {key for m in good.models.values() for key in m.engines()}
+    assert world.routed() == {key for m in good.models.values() for key in keys_of(m)}
     assert set(world.observed.engines) == world.routed()
 
 
@@ -90,5 +90,5 @@ def test_a_bad_candidate_is_started_at_most_once_a_generation(first, steps):
             world.settle()
             fresh = [m for m in how if m.digest in world.broken and m.name in {n.name for n in how} - set(served)]
             for m in fresh:
-                for key in m.engines():
+                for key in keys_of(m):
                     assert sum(isinstance(a, do.Start) and a.key == key for a in world.log) <= 1

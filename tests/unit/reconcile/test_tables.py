@@ -7,6 +7,8 @@ from axiond.reconcile.generation import Generation
 from axiond.reconcile.state import Demand, EngineKey, EngineState, EngineView, Observed, Published, SourceKey, SourceState, SourceView
 from axiond.reconcile.tables import route_table
 
+from .world import keys_of
+
 GIB = 2**30
 M = SourceKey("/m")
 READY_SOURCE = {M: SourceView(SourceState.READY, weight_bytes=GIB)}
@@ -14,7 +16,7 @@ READY_SOURCE = {M: SourceView(SourceState.READY, weight_bytes=GIB)}
 
 def outlook(*, load="eager", views=(), sources=READY_SOURCE, demand=(), budget_gib=100):
     generation = Generation.of(1, "e", Manifest.model_validate({"models": {"m": {"source": "/m", "load": load}}}))
-    (key,) = generation.target.models["m"].engines()
+    (key,) = keys_of(generation.target.models["m"])
     engines = {view.key: view for view in (EngineView(key, since=0, generation=1, **fields) for fields in views)}
     observed = Observed(
         engines, sources, generation.target, Published(1, {"m": ()}), {name: Demand(1, 9.0, 9.0) for name in demand}, int(budget_gib * GIB)

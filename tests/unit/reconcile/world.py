@@ -27,6 +27,10 @@ def model(name="m", digest="new", source="src", gib=4, **rest):
     return ModelTarget(name=name, digest=digest, source=source, fixed_bytes=gib * GIB, **rest)
 
 
+def keys_of(m):
+    return tuple(EngineKey(m.name, m.digest, replica) for replica in range(m.replicas))
+
+
 def target(generation, *models):
     return Target(generation, {m.name: m for m in models})
 
