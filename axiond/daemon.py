@@ -156,7 +156,7 @@ class _Daemon:
         executor = self._reconciler.executor
         for engine in found:
             known = engine.identity
-            executor.adopt(engine, Prediction(measured_steady_bytes=known.memory_bytes), known.ready_at)
+            executor.adopt(engine, Prediction(fixed_bytes=known.memory_bytes), known.ready_at)
         self._hear_signals()
         self._tasks.create_task(asyncio.to_thread(cache.sweep, self._server.state_dir))
         deciding = [self._tasks.create_task(work) for work in self._decide()]

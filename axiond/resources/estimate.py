@@ -1,16 +1,31 @@
-"""What an engine is expected to take of the machine's memory. Pure."""
+"""
+What an engine is expected to take of the machine's memory. Pure.
+
+The constants are measured: `bench/memory.py` shows them beside real engines, in `bench/results/memory.md`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from axiond.manifest.spec import ModelSpec
+from axiond.resources.checkpoint import Checkpoint
+from axiond.resources.measured import NEVER, Measured
+
+MIB, GIB = 2**20, 2**30
+API_SERVER_BYTES = 590 * MIB
+WORKER_BYTES = 740 * MIB  # EngineCore and worker are one process
+COMPILING_BYTES = 1200 * MIB  # Inductor's processes, and what it keeps
+DEFAULT_BATCHED_TOKENS, DEFAULT_SEQUENCES = 2048, 128  # of vLLM's API server on a CPU
+LORA_RANK = 16  # vLLM's max_lora_rank, unless engine_args say otherwise
+CEILING_FACTOR = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """
-    The memory of one engine. *load_bytes* is what it takes while it loads, beside all else.
+    The memory of one engine. *load_bytes* is what it takes while it loads, beside its weights and processes.
 
-    *measured_steady_bytes* and *measured_peak_bytes* replace the sum once an engine of the same digest was seen; 0 until then.
-    *load_s* is how long its last start took.
+    *measured* is what engines of the same digest took, and counts more than the sum of the parts.
     """
 
     weights_bytes: int = 0
@@ -18,22 +33,136 @@ class Prediction:
     activations_bytes: int = 0
     fixed_bytes: int = 0
     load_bytes: int = 0
-    measured_steady_bytes: int = 0
-    measured_peak_bytes: int = 0
-    load_s: float | None = None
+    measured: Measured = NEVER
+
+    @property
+    def expected_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.activations_bytes + self.fixed_bytes
 
     @property
     def steady_bytes(self) -> int:
-        """What it holds once it is ready."""
-        expected = self.weights_bytes + self.kv_cache_bytes + self.activations_bytes + self.fixed_bytes
-        return self.measured_steady_bytes or expected
+        """What it holds once it has served all kinds of requests."""
+        if not self.measured.ready_bytes:
+            return self.expected_bytes
+        return max(self.measured.ready_bytes + self.activations_bytes, self.measured.most_bytes)
 
     @property
     def peak_bytes(self) -> int:
-        """The most it takes at any time, which is while it loads."""
-        return max(self.steady_bytes, self.measured_peak_bytes or self.steady_bytes + self.load_bytes)
+        """The most it takes at any time, loading included."""
+        loading = self.measured.load_peak_bytes or self.weights_bytes + self.fixed_bytes + self.load_bytes
+        return max(self.steady_bytes, loading)
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds that its starts took lately."""
+        return self.measured.load_s
+
+    def ceiling_bytes(self, declared: int | None) -> int:
+        """What it may grow to before it is replaced."""
+        return declared or int(CEILING_FACTOR * self.peak_bytes)
+
+    def arithmetic(self) -> str:
+        """The sum in words, in GiB."""
+        parts = (
+            ("weights", self.weights_bytes),
+            ("KV cache", self.kv_cache_bytes),
+            ("activations", self.activations_bytes),
+            ("processes", self.fixed_bytes),
+        )
+        terms = " + ".join(f"{name} {gib(size)}" for name, size in parts if size)
+        if self.measured.ready_bytes:
+            return f"{gib(self.steady_bytes)} GiB as measured, where {gib(self.expected_bytes)} were expected: {terms}"
+        return f"{gib(self.steady_bytes)} GiB: {terms}"
+
+
+def gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f}" if size_bytes >= GIB / 10 else f"{size_bytes / GIB:.2f}"
 
 
 def together_bytes(predictions: Sequence[Prediction]) -> int:
     """What engines need that are started one after another, in whichever order: what all hold, and the largest load peak on top."""
     return sum(p.steady_bytes for p in predictions) + max((p.peak_bytes - p.steady_bytes for p in predictions), default=0)
+
+
+def predict(spec: ModelSpec, checkpoint: Checkpoint | None, measured: Measured = NEVER) -> Prediction:
+    """
+    Expect what one engine of *spec* takes.
+
+    Args:
+        checkpoint: None while nobody has seen it: then its weights count nothing.
+        measured: of the same digest, if there is any.
+    """
+    found, workers = checkpoint or Checkpoint(), _workers(spec)
+    return Prediction(
+        weights_bytes=_weights_bytes(spec, found) + _adapters_bytes(spec, found),
+        kv_cache_bytes=int(spec.kv_cache) * workers if found.has_kv_cache else 0,
+        activations_bytes=_activations_bytes(spec, found),
+        fixed_bytes=API_SERVER_BYTES + WORKER_BYTES * workers + (0 if spec.enforce_eager else COMPILING_BYTES),
+        load_bytes=_load_bytes(spec, found),
+        measured=measured,
+    )
+
+
+def _weights_bytes(spec: ModelSpec, found: Checkpoint) -> int:
+    """As axiond's kernels keep them; vLLM's own take as much to a few percent."""
+    width = _width(spec)
+    tables = (found.table + found.head) * width
+    rounded = found.rounded * _q4_bytes(found.group) if width == 2 or spec.kernels.w4a8 != "off" else found.rounded * 0.625
+    return int(found.plain * width + rounded) + tables + _head_copy_bytes(spec, found) + found.other_bytes
+
+
+def _q4_bytes(group: int) -> float:
+    """Bytes of one packed 4-bit weight: 16 columns share a header of 64 bytes for each group, as native/linear/linear.h has it."""
+    kept = next((size for size in (128, 64, 32) if group % size == 0), 32)
+    return 0.5 + 4 / kept
+
+
+def _head_copy_bytes(spec: ModelSpec, found: Checkpoint) -> int:
+    """The rounded output layer that is kept beside the table."""
+    numbers = found.head or found.table
+    if spec.kernels.lm_head == "none" or spec.lora or not found.has_kv_cache:
+        return 0
+    return numbers if spec.kernels.lm_head == "int8" else int(numbers * _q4_bytes(32))
+
+
+def _adapters_bytes(spec: ModelSpec, found: Checkpoint) -> int:
+    """Room for one adapter beside all layers, and a copy of each."""
+    rank = _argument(spec, "max-lora-rank", LORA_RANK)
+    return (len(spec.lora) + _argument(spec, "max-loras", 1)) * found.span * rank * _width(spec) if spec.lora else 0
+
+
+def _activations_bytes(spec: ModelSpec, found: Checkpoint) -> int:
+    """The larger of one step's widest layer and of its logits."""
+    width, tokens = _width(spec), _batched_tokens(spec, found)
+    feed_forward = tokens * (3 * found.intermediate + 2 * found.hidden) * width
+    sequences = min(spec.max_num_seqs or DEFAULT_SEQUENCES, tokens)
+    logits = sequences * found.vocabulary * (width + 4)
+    return max(feed_forward, logits if found.has_kv_cache else 0)
+
+
+def _batched_tokens(spec: ModelSpec, found: Checkpoint) -> int:
+    if spec.chunked_prefill.max_num_batched_tokens:
+        return spec.chunked_prefill.max_num_batched_tokens
+    longest = spec.max_model_len or found.max_tokens
+    return DEFAULT_BATCHED_TOKENS * _workers(spec) if spec.chunked_prefill.enabled else max(longest, DEFAULT_BATCHED_TOKENS)
+
+
+def _load_bytes(spec: ModelSpec, found: Checkpoint) -> int:
+    """Weights as they are stored beside the packed ones: those of one layer at a time, and the output layer's copy."""
+    return found.head or found.table
+
+
+def _workers(spec: ModelSpec) -> int:
+    return (
+        _argument(spec, "tensor-parallel-size", 1) * _argument(spec, "pipeline-parallel-size", 1) * _argument(spec, "data-parallel-size", 1)
+    )
+
+
+def _argument(spec: ModelSpec, option: str, default: int) -> int:
+    values = {name.lstrip("-").replace("_", "-"): value for name, value in spec.engine_args.items()}
+    text = str(values.get(option, default))
+    return int(text) if text.isdecimal() and len(text) < 6 else default
+
+
+def _width(spec: ModelSpec) -> int:
+    return 4 if spec.dtype == "float32" else 2
