@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from axiond import __version__
 from axiond.engine.engine import Engine
+from axiond.engine.forkclient import ForkServer
 from axiond.engine.process import memory_bytes
 from axiond.errors import ManifestError, RequestError
 from axiond.events import Events
@@ -24,7 +25,7 @@ from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import EngineKey
-from axiond.report import EngineReport, Event, KernelsReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
+from axiond.report import EngineReport, Event, ForkServerReport, KernelsReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
 from axiond.resources.cores import affinity
 
 SAMPLE_INTERVAL_S = 10.0
@@ -62,12 +63,13 @@ class Control:
     Every trigger (file event, SIGHUP, `axiond reload`, PUT) ends in `reload()`: one path, one order.
     """
 
-    def __init__(self, path: Path, reconciler: Reconciler, events: Events) -> None:
-        self.path, self._reconciler, self._events = path, reconciler, events
+    def __init__(self, path: Path, reconciler: Reconciler, events: Events, forks: ForkServer | None = None) -> None:
+        self.path, self._reconciler, self._events, self._forks = path, reconciler, events, forks
         self.files: tuple[Path, ...] = (path,)
         self._reading = asyncio.Lock()
         self._look, self._again = asyncio.Event(), False
         self._samples: dict[EngineKey, Sample] = {}
+        self._fork_server_bytes = 0
         self._sampled_at = 0.0
 
     def look(self) -> None:
@@ -110,6 +112,8 @@ class Control:
             return
         self._sampled_at = now
         self._samples = await asyncio.to_thread(lambda: {key: Sample.of(engine) for key, engine in engines.items()})
+        if self._forks and self._forks.pid:
+            self._fork_server_bytes = await asyncio.to_thread(memory_bytes, (self._forks.pid,))
 
     async def keep_sampling(self) -> None:
         """Sample for ever, for the metrics."""
@@ -193,7 +197,12 @@ class Control:
             ),
             rejection=reconciler.rejection,
             daemon_memory_bytes=psutil.Process().memory_info().rss,
+            fork_server=self._fork_server(self._forks) if self._forks else None,
         )
+
+    def _fork_server(self, forks: ForkServer) -> ForkServerReport:
+        memory = self._fork_server_bytes if forks.pid else 0
+        return ForkServerReport(state=forks.state, pid=forks.pid or 0, memory_bytes=memory, forked=forks.forked, problem=forks.problem)
 
     def _models(self) -> tuple[ModelReport, ...]:
         router = self._reconciler.router

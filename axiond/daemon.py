@@ -21,15 +21,18 @@ from axiond import __version__, log
 from axiond.announce import Announcer
 from axiond.control import Control
 from axiond.engine.adopt import AdoptedEngine, end_engines, find_engines
+from axiond.engine.argv import environment
 from axiond.engine.engine import Engine
+from axiond.engine.forkclient import ForkServer
 from axiond.engine.process import SERVER, Launch, ProcessEngine
+from axiond.engine.spawn import PLAIN
 from axiond.errors import AxiondError, ManifestError, StoreError
 from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest
 from axiond.gateway.listen import inherited_sockets, listen
 from axiond.gateway.metrics import Metrics
 from axiond.manifest.load import Loaded, load
-from axiond.manifest.spec import Manifest, Server
+from axiond.manifest.spec import Manifest, ModelSpec, Server
 from axiond.manifest.store import LastGood, Stored, state_folder
 from axiond.manifest.watch import watch
 from axiond.notify import Notifier, is_service
@@ -145,7 +148,8 @@ class _Daemon:
         world = World(self._build_engine, self._fetch, asyncio.get_running_loop().time, random.random)
         listener = Listener(self._realised.put_nowait, self._announcer.after_round, self._change_ended)
         self._reconciler = Reconciler(world, self._events, tasks, server, budget, listener)
-        self._control = Control(path, self._reconciler, self._events)
+        self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
+        self._control = Control(path, self._reconciler, self._events, self._forks)
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
         self._is_over = asyncio.Event()
 
@@ -200,6 +204,8 @@ class _Daemon:
         """Endless work that only tells."""
         yield self._control.keep_sampling()
         yield self._announcer.heartbeat()
+        if self._forks:
+            yield self._forks.keep()
         yield self._notifier.feed_watchdog()
         yield self._keep_last_good()
         yield self._greet()
@@ -242,7 +248,7 @@ class _Daemon:
             cores=cores_of(spec, key.replica, os.sched_getaffinity(0)),
             command=self._settings.engine_command or SERVER,
         )
-        return ProcessEngine(launch, lambda line: _print(key, line))
+        return ProcessEngine(launch, lambda line: _print(key, line), spawner=self._forks or PLAIN)
 
     async def _fetch(self, key: SourceKey, on_progress: Callable[[str], None]) -> Fetched:
         return await fetch(key.source, key.revision, self._server.state_dir, _in_words(on_progress))
@@ -260,6 +266,11 @@ axiond is ready. Try:
 
 Edit the manifest at any time: it is followed at once. Ctrl-C stops.
 """
+
+
+def _fork_server(server: Server) -> ForkServer:
+    """What engines share of their environment is there when vLLM is imported."""
+    return ForkServer(environment(ModelSpec(source="-"), (), server.runtime_dir, server.state_dir, os.environ), server.runtime_dir)
 
 
 def _in_words(on_progress: Callable[[str], None]) -> Callable[[Progress], None]:

@@ -114,6 +114,8 @@ def _headline(status: Status) -> Text:
     serving = f"serving {status.serving_generation}" if status.serving_generation else "serving none yet"
     settled = "settled" if status.is_settled else "in progress"
     memory = f", daemon {_size(status.daemon_memory_bytes)}" if status.daemon_memory_bytes else ""
+    if (forks := status.fork_server) and forks.state != "off":
+        memory += f", fork server {_size(forks.memory_bytes)}" if forks.state == "ready" else f", fork server {forks.state}"
     return Text.assemble(
         (f"axiond {status.version}", "bold"),
         f"  {status.manifest}\ngeneration {status.generation}{acted}, {serving}, {settled}{memory}",

@@ -104,6 +104,16 @@ class RejectionReport(Report):
     tail: tuple[str, ...] = ()
 
 
+class ForkServerReport(Report):
+    """The process that engines are forked from: *state* is off, starting, ready or given up, and *problem* what failed last."""
+
+    state: str
+    pid: int = 0
+    memory_bytes: int = 0
+    forked: int = 0
+    problem: str = ""
+
+
 class Status(Report):
     """*generation* is the newest manifest read; *observed_generation* the one last acted on; *serving_generation* the one routed."""
 
@@ -120,6 +130,7 @@ class Status(Report):
     sources: tuple[SourceReport, ...]
     rejection: RejectionReport | None = None
     daemon_memory_bytes: int = 0
+    fork_server: ForkServerReport | None = None
 
     def only(self, model: str) -> "Status":
         """The same without other models and their engines."""

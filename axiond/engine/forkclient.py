@@ -77,8 +77,8 @@ class ForkServer:
         self._turn = asyncio.Lock()
         self._running: _Running | None = None
         self._deaths = Deaths()
-        self.problem = ""
         self.state: State = "off"
+        self.problem, self.forked = "", 0
 
     @property
     def pid(self) -> int | None:
@@ -106,7 +106,9 @@ class ForkServer:
         try:
             async with self._turn:
                 running = await self._current()
-                return await running.fork(args, lock)
+                pid = await running.fork(args, lock)
+                self.forked += 1
+                return pid
         except ForkServerFailed as exc:
             self._note(str(exc))
         return await self._plain.spawn(args, lock)
