@@ -7,8 +7,12 @@ from pathlib import Path
 
 
 def held_to(pids: Iterable[int]) -> tuple[frozenset[int], frozenset[int]]:
-    """The CPUs that any thread of these processes may run on, and those that threads are bound to alone. Slow: call it off the loop."""
-    masks = [os.sched_getaffinity(thread) for pid in pids for thread in _threads(pid)]
+    """
+    The CPUs that any thread of these processes may run on, and those that some thread is bound to alone.
+
+    Makes a call for every thread: call it off the loop.
+    """
+    masks = [mask for pid in pids for thread in _threads(pid) if (mask := _mask(thread))]
     return frozenset[int]().union(*masks), frozenset[int]().union(*(mask for mask in masks if len(mask) == 1))
 
 
@@ -20,15 +24,19 @@ def confine(pid: int, cpus: Collection[int], bound: Collection[int] = ()) -> Non
         OSError: the kernel refuses.
     """
     for thread in _threads(pid):
-        with suppress(ProcessLookupError):
-            mask = os.sched_getaffinity(thread)
-            if len(mask) != 1 or not mask <= set(bound):
+        mask = _mask(thread)
+        if len(mask) != 1 or not mask <= set(bound):
+            with suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, cpus)
 
 
-def _threads(pid: int) -> Iterator[int]:
+def _mask(thread: int) -> frozenset[int]:
     try:
-        names = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return
-    yield from map(int, names)
+        return frozenset(os.sched_getaffinity(thread))
+    except ProcessLookupError:
+        return frozenset()
+
+
+def _threads(pid: int) -> Iterator[int]:
+    with suppress(OSError):
+        yield from [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]

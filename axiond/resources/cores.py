@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from axiond.manifest.spec import ModelSpec
 from axiond.resources.machine import Core, Topology, format_cpu_list, parse_cpu_list
-from axiond.resources.place import core_counts, place, spread, take
+from axiond.resources.place import allot, spread, take
 
 RESERVING_CORES = 8
 # An engine with fewer cores, and no other logical CPUs, computes on all: on two idle cores that doubles prefill and brings a
@@ -155,19 +155,24 @@ def _helpers(topology: Topology, set_aside: Collection[Core]) -> Sequence[Core]:
 def _share_out(free: Sequence[Core], claims: Sequence[Claim], before: Mapping[Slot, CorePlan]) -> Mapping[Slot, Sequence[Core]]:
     had = {slot: plan.cores for slot, plan in before.items()}
     held = {claim.slot: [core for core in free if not had.get(claim.slot, frozenset()).isdisjoint(core.cpus)] for claim in claims}
-    if len(claims) > len(free):
-        return spread(free, {claim.slot: claim.share for claim in claims}, held)
-    counts = core_counts(len(free), [claim.share for claim in claims], [len(held[claim.slot]) for claim in claims])
-    return place(free, {claim.slot: count for claim, count in zip(claims, counts, strict=True)}, held)
+    share = spread if len(claims) > len(free) else allot
+    return share(free, {claim.slot: claim.share for claim in claims}, held)
 
 
 def _notes(slot: Slot, plans: Mapping[Slot, CorePlan], topology: Topology, named: Collection[Slot]) -> Iterator[str]:
     physical = {cpu: core.cpus for core in topology.cores for cpu in core.cpus}
-    mine = {physical.get(cpu, (cpu,)) for cpu in plans[slot].compute}
-    for other, plan in plans.items():
-        if other != slot and (both := mine & {physical.get(cpu, (cpu,)) for cpu in plan.compute}):
-            why = "both name them" if {slot, other} <= set(named) else "there are not enough cores"
-            yield f"shares {format_cpu_list(cpu for cpus in both for cpu in cpus)} with {other}: {why}"
+    mine = _physical(plans[slot], physical)
+    company: dict[tuple[str, str], list[str]] = {}
+    for other in sorted(plans):
+        if other != slot and (both := mine & _physical(plans[other], physical)):
+            why = "both name it" if {slot, other} <= set(named) else "there are not enough cores"
+            company.setdefault((format_cpu_list(cpu for cpus in both for cpu in cpus), why), []).append(str(other))
+    for (cpus, why), others in company.items():
+        yield f"shares CPU {cpus} with {', '.join(others)}: {why}"
+
+
+def _physical(plan: CorePlan, physical: Mapping[int, tuple[int, ...]]) -> set[tuple[int, ...]]:
+    return {physical.get(cpu, (cpu,)) for cpu in plan.compute}
 
 
 def cores_of(spec: ModelSpec, replica: int, allowed: Iterable[int]) -> frozenset[int]:
