@@ -52,13 +52,13 @@ def wait_s(position: int, slots: int, ages_s: Collection[float], service: Spread
         slots: requests that the engines take at a time.
         ages_s: how long each running request has been running.
         service: what requests take when the engines are full.
-        ready_in_s: until the engines take any.
+        ready_in_s: until the engines take any; below 0 when that is overdue.
 
     Regular requests end one after another, each when it is as old as its like become. Of irregular ones the age tells
     nothing, but *slots* of them end in the time that one takes. What lies between is weighted.
     """
     free = slots - len(ages_s)
-    if ready_in_s is None or slots < 1:
+    if ready_in_s is None or ready_in_s < 0:
         return None
     if position <= free:
         return ready_in_s
