@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from axiond.engine.sweep import LOCK, sweep
 from axiond.errors import EngineError, EngineStartError
 from axiond.reconcile.state import EngineKey
 
-# A request may be in the way of a probe, but not for as long as a fresh start takes.
-ANSWER_TIMEOUT_S = 10.0
+# Busy with requests it may be late, but whoever waits for it waits in vain if it hangs.
+ANSWER_TIMEOUT_S = 5.0
 
 
 class AdoptedEngine(HostedEngine):
@@ -32,6 +33,10 @@ class AdoptedEngine(HostedEngine):
         self.may_outlive = True
         self._attach(link)
 
+    def _kill(self) -> None:
+        if self._link and self._life and not self._life.done():
+            self._link.send_signal(signal.SIGKILL)
+
     async def start(self) -> None:
         key = str(self.identity.key)
         try:
@@ -41,6 +46,8 @@ class AdoptedEngine(HostedEngine):
             await self.stop()
             raise
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
+            # It would hear no SIGTERM either.
+            self._kill()
             await self.stop()
             raise EngineStartError(key, f"was found running, but did not answer: {exc or type(exc).__name__}", self.tail) from exc
 

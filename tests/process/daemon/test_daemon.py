@@ -3,9 +3,6 @@
 import asyncio
 import os
 import signal
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -16,20 +13,6 @@ from tests.fakes.remains import all_ended, is_alive
 from tests.fakes.running import FAKE, Running, chat, running
 
 SMALL = {"kv_cache": "64MiB", "drain_grace_s": 5}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ax", dir="/tmp") as name:
-        (Path(name) / "model").mkdir()
-        (Path(name) / "model" / "config.json").write_text("{}")
-        yield Path(name)
-
-
-@pytest.fixture
-async def http():
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as session:
-        yield session
 
 
 def models(folder, **changes):
