@@ -24,7 +24,7 @@ class Spread:
     @property
     def irregularity(self) -> float:
         """Squared coefficient of variation: 0 when all take the same time, 1 when the time gone by tells nothing, and no more."""
-        return min(1.0, self.variance_s2 / self.mean_s**2) if self.mean_s else 0.0
+        return 1.0 if self.variance_s2 >= self.mean_s**2 else self.variance_s2 / self.mean_s**2
 
 
 class ServiceTimes:
