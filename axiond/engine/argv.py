@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from axiond.kernels.settings import PACKED
 from axiond.kernels.settings import VARIABLE as KERNELS
 from axiond.manifest.spec import ModelSpec
 
@@ -68,6 +69,7 @@ def environment(spec: ModelSpec, cores: Iterable[int], folder: Path, state_dir: 
         "VLLM_RPC_BASE_PATH": str(folder),
         "VLLM_CACHE_ROOT": str(caches / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "torchinductor"),
+        PACKED: str(caches / "packed"),
         "XDG_CACHE_HOME": str(caches),
         "HF_HOME": str(caches / "huggingface"),
         "HF_HUB_OFFLINE": "1",
