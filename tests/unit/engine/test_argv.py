@@ -105,6 +105,7 @@ def test_the_environment_lets_only_harmless_variables_through() -> None:
         "VLLM_RPC_BASE_PATH": "/r/e/1",
         "VLLM_CACHE_ROOT": "/s/cache/vllm",
         "TORCHINDUCTOR_CACHE_DIR": "/s/cache/torchinductor",
+        "AXIOND_PACKED": "/s/cache/packed",
         "XDG_CACHE_HOME": "/s/cache",
         "HF_HOME": "/s/cache/huggingface",
         "HF_HUB_OFFLINE": "1",
