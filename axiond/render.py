@@ -160,7 +160,9 @@ def _kernels(engines: Iterable[EngineReport]) -> RenderableType:
     table = _table("Engine", "Operation", ">Layers", "Runs on", "Why")
     for engine in engines:
         kernels = engine.kernels or KernelsReport()
-        rows = [(found.op, str(found.layers), found.isa or "axiond", found.why) for found in kernels.ops]
+        said = (("execution", kernels.mode), ("packed weights", kernels.weights))
+        rows = [(what, "", "", how) for what, how in said if how]
+        rows += [(found.op, str(found.layers), found.isa or "axiond", found.why) for found in kernels.ops]
         rows += [(found.what, str(found.layers), "vLLM", found.reason) for found in kernels.left]
         for index, row in enumerate(rows):
             table.add_row("" if index else engine.key, *row)

@@ -51,9 +51,11 @@ class LeftLayers(Report):
 
 
 class KernelsReport(Report):
-    """What an engine's worker says about its kernels."""
+    """What an engine's worker says about its kernels: *mode* is eager or compiled, *weights* where those that are packed come from."""
 
     problem: str = ""
+    mode: str = ""
+    weights: str = ""
     ops: tuple[KernelOp, ...] = ()
     left: tuple[LeftLayers, ...] = ()
 
@@ -69,6 +71,9 @@ class EngineReport(Report):
     is_routed: bool = False
     pids: tuple[int, ...] = ()
     cores: str = ""
+    compute_cores: str = ""
+    memory_nodes: str = ""
+    core_notes: tuple[str, ...] = ()
     memory_estimate_bytes: int = 0
     memory_bytes: int = 0
     in_flight: int = 0

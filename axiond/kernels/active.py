@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,8 @@ _logger = logging.getLogger("vllm.axiond")
 _layers: Counter[str] = Counter()
 _left: Counter[tuple[str, str]] = Counter()
 _problems: list[str] = []
+_facts: dict[str, str] = {}
+_postponing = 0
 
 
 @cache
@@ -69,6 +72,28 @@ def left(what: str, reason: str) -> None:
     _write()
 
 
+def say(text: str) -> None:
+    _logger.warning("axiond: %s", text)
+
+
+def tell(**facts: str) -> None:
+    """Record how the model is served: fields of `axiond.report.KernelsReport`."""
+    _facts.update(facts)
+    _write()
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Write the report once, at the end: a model has hundreds of layers."""
+    global _postponing
+    _postponing += 1
+    try:
+        yield
+    finally:
+        _postponing -= 1
+        _write()
+
+
 def is_better_left(op: str) -> bool:
     """Whether vLLM, where it has a kernel at all, has a better one: ours would be the plain one, and nobody insists on it."""
     ops = native()
@@ -79,6 +104,7 @@ def report() -> dict[str, Any]:
     """What runs, as `axiond.report.KernelsReport` reads it."""
     return {
         "problem": "; ".join(_problems),
+        **_facts,
         "ops": [_op(op, layers) for op, layers in _layers.items()],
         "left": [{"what": what, "reason": reason, "layers": layers} for (what, reason), layers in _left.items()],
     }
@@ -109,7 +135,7 @@ def _why(levels: dict[str, str]) -> str:
 def _write() -> None:
     """Replace the report, if a daemon waits for one. Workers of other ranks have the same layers and are silent."""
     folder = os.environ.get(FOLDER)
-    if not folder or _rank():
+    if not folder or _postponing or _rank():
         return
     path = Path(folder) / REPORT
     new = path.with_suffix(".new")

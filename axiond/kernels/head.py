@@ -14,8 +14,8 @@ from torch.nn import Module
 from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from axiond.kernels import active, plain
-from axiond.kernels.rounding import INT4_GROUP, round_int4, round_int8
+from axiond.kernels import active, cache, plain
+from axiond.kernels.rounding import INT4_GROUP, round_int4
 from axiond.kernels.settings import LmHead
 
 WHAT = "lm_head"
@@ -63,7 +63,7 @@ def _prepare(layer: Module, bits: LmHead, stock: Callable[[], None]) -> None:
     assert ops
     # A table and an output layer that are tied hold the same parameter.
     if (rhs := getattr(layer.weight, PACKED, None)) is None:
-        rhs = pack(ops, layer.weight.data, bits)
+        rhs = cache.packed(layer, (), lambda: pack(ops, layer.weight.data, bits))
         setattr(layer.weight, PACKED, rhs)
         active.took(f"{WHAT} {bits}")
     linear, words = ops.linear, layer.shard_indices.num_org_elements
@@ -103,5 +103,5 @@ def reason_against(weight: Tensor) -> str | None:
 def pack(ops: Any, weight: Tensor, bits: LmHead) -> Any:
     """Round a table of shape (n, k) and pack it."""
     if bits == "int8":
-        return ops.pack_q8(*round_int8(weight), ops.largest_group(weight.shape[1]))
+        return ops.round_q8(weight, ops.largest_group(weight.shape[1]))
     return ops.pack_q4(*round_int4(weight), None, INT4_GROUP)

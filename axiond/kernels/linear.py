@@ -1,5 +1,6 @@
 """Layers with 4-bit weights (AWQ, GPTQ, compressed-tensors W4A16 and W4A8), as vLLM chooses kernels for them."""
 
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +11,10 @@ from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS, register_linea
 from vllm.model_executor.kernels.linear.mixed_precision import MPLinearKernel, MPLinearLayerConfig
 from vllm.platforms import CpuArchEnum, PlatformEnum, current_platform
 
-from axiond.kernels import active
+from axiond.kernels import active, cache
+from axiond.kernels.imports import after_import
 from axiond.kernels.settings import Settings
-from axiond.kernels.unpack import KINDS, problem, unpack
+from axiond.kernels.unpack import KINDS, arranged, problem
 
 WHAT = "4-bit weights"
 
@@ -25,6 +27,7 @@ def install(settings: Settings) -> None:
         for kernel in (AxiondRefusal, ours):
             register_linear_kernel(kernel, PlatformEnum.CPU)
             choices.insert(0, choices.pop())
+        after_import("vllm.model_executor.layers.quantization.auto_awq", keep_awq)
 
 
 class AxiondW4A8LinearKernel(MPLinearKernel):  # type: ignore[misc]
@@ -57,23 +60,26 @@ class AxiondW4A8LinearKernel(MPLinearKernel):  # type: ignore[misc]
         return "vLLM has a kernel for AMX" if stock_uses_amx(c) and not cls.is_exact else None
 
     def process_weights_after_loading(self, layer: Module) -> None:
-        c = self.config
         weight, scales, zero_points = (self._as_stored(layer, name) for name in (self.w_q_name, self.w_s_name, self.w_zp_name))
-        found = unpack(
-            str(c.weight_type),
-            _turned(weight, weight.input_dim == 1),
-            _turned(scales, scales.output_dim == 0),
-            _turned(zero_points, zero_points.output_dim == 1) if c.zero_points else None,
-            c.group_size,
-        )
         ops = active.native()
         assert ops
         self._linear = ops.linear
-        self._rhs = ops.pack_q4(found.q, found.scales, found.zero_points, found.group)
+        self._rhs = cache.packed(layer, (weight, scales, zero_points), lambda: self._pack(ops, weight, scales, zero_points))
         _replace(layer, weight, self._rhs.data)
         for other in (scales, zero_points):
             _replace(layer, other, torch.empty(0))
         active.took(self.op)
+
+    def _pack(self, ops: Any, weight: Any, scales: Any, zero_points: Any) -> Any:
+        is_awq = is_packed_along_n(weight)
+        found = arranged(
+            _turned(weight, weight.input_dim == 1),
+            _turned(scales, scales.output_dim == 0),
+            _turned(zero_points, zero_points.output_dim == 1) if self.config.zero_points else None,
+            self.config.group_size,
+            is_awq,
+        )
+        return ops.pack_q4(found.q, found.scales, found.zero_points, found.group, found.is_awq)
 
     def apply_weights(self, layer: Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         found: Tensor = self._linear(x, self._rhs, bias, self.is_exact)
@@ -125,6 +131,25 @@ def stock_runs(c: MPLinearLayerConfig) -> bool:
 def stock_uses_amx(c: MPLinearLayerConfig) -> bool:
     is_its = str(c.weight_type) != "int4" and c.act_type == torch.bfloat16 and envs.VLLM_CPU_INT4_W4A8
     return bool(is_its and torch.cpu._is_amx_tile_supported())
+
+
+def is_packed_along_n(weight: Any) -> bool:
+    """Whether a weight is as AWQ's checkpoints have it."""
+    return bool(getattr(weight, "packed_dim", None) == weight.output_dim)
+
+
+def keep_awq() -> None:
+    """Leave AWQ's layout to axiond's kernel. vLLM would turn it into another one first, through eight bytes for each number."""
+    from vllm.model_executor.layers.quantization import auto_awq
+
+    stock = auto_awq._convert_awq_to_standard_format
+
+    @wraps(stock)
+    def convert(layer: Module, *args: Any) -> None:
+        if not isinstance(getattr(layer.quant_method, "kernel", None), AxiondW4A8LinearKernel):
+            stock(layer, *args)
+
+    auto_awq._convert_awq_to_standard_format = convert
 
 
 def _turned(tensor: Tensor, is_right: bool) -> Tensor:

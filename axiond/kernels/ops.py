@@ -1,5 +1,6 @@
 """Linear layers with packed weights, as torch sees them. Importing this loads the native module."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,9 +9,10 @@ from torch import Tensor
 
 import axiond.kernels.openmp  # noqa: F401  first
 from axiond.kernels import _native
-from axiond.kernels._native import Dtype, Format
+from axiond.kernels._native import Dtype, Format, Nibbles
 
 GROUPS = (128, 64, 32)  # along k, the largest first
+NIBBLES = {torch.uint8: Nibbles.bytes, torch.int8: Nibbles.signed_bytes, torch.int32: Nibbles.words}
 TYPES = {torch.float32: Dtype.f32, torch.float16: Dtype.f16, torch.bfloat16: Dtype.bf16}
 
 
@@ -35,12 +37,14 @@ class PackedRhs:
         return self.arguments[2]
 
 
-def pack_q4(q: Tensor, scales: Tensor, zero_points: Tensor | None, group: int) -> PackedRhs:
+def pack_q4(q: Tensor, scales: Tensor, zero_points: Tensor | None, group: int, is_awq: bool = False) -> PackedRhs:
     """
     Pack 4-bit weights, which stand for (q - zero point) * scale.
 
     Args:
-        q: uint8 of 0..15, shape (n, k).
+        q: of any strides; uint8 of 0..15, shape (n, k); or int8 of -8..7, which are q - 8, shape (n, k); or int32 of eight
+            numbers each along k, the first in the lowest bits, shape (n, k / 8); or, with *is_awq*, int32 of eight numbers each
+            along n in AWQ's order, shape (n / 8, k).
         scales: float, shape (n, k / group). Kept in float16 if that holds each exactly, else rounded to bfloat16.
         zero_points: uint8 of 0..15, shape (n, k / group); 8 everywhere if None.
         group: 32, 64 or 128, a divisor of k.
@@ -48,7 +52,11 @@ def pack_q4(q: Tensor, scales: Tensor, zero_points: Tensor | None, group: int) -
     Raises:
         ValueError: a shape or dtype above is not met.
     """
-    n, k = _matrix("q", q, torch.uint8)
+    kind = Nibbles.awq if is_awq else NIBBLES.get(q.dtype)
+    is_known = kind is not None and q.dim() == 2 and (not is_awq or q.dtype == torch.int32)
+    _check("q", q, is_known, "uint8, int8 or int32 of two dimensions")
+    assert kind is not None
+    n, k = q.shape[0] * (8 if is_awq else 1), q.shape[1] * (8 if kind == Nibbles.words else 1)
     _check("scales", scales, tuple(scales.shape) == (n, k // group), f"shape {(n, k // group)}")
     if zero_points is not None:
         _check("zero_points", zero_points, zero_points.dtype == torch.uint8 and zero_points.shape == scales.shape, "uint8, as scales")
@@ -57,8 +65,9 @@ def pack_q4(q: Tensor, scales: Tensor, zero_points: Tensor | None, group: int) -
     if not torch.equal(half.float(), scales.float()):
         half = scales.bfloat16()
     packed = _new(Format.q4, TYPES[half.dtype], n, k, group)
-    q, half = q.contiguous(), half.contiguous()
-    _native.pack_q4(packed.native, q.data_ptr(), half.data_ptr(), 0 if zero_points is None else zero_points.data_ptr())
+    half = half.contiguous()
+    zeros = 0 if zero_points is None else zero_points.data_ptr()
+    _native.pack_q4(packed.native, q.data_ptr(), kind, q.stride(0), q.stride(1), half.data_ptr(), zeros)
     return packed
 
 
@@ -82,6 +91,24 @@ def pack_q8(q: Tensor, scales: Tensor, group: int) -> PackedRhs:
     return packed
 
 
+def round_q8(weight: Tensor, group: int) -> PackedRhs:
+    """
+    Round weights of shape (n, k) to -127..127 with a scale for each row, and pack them as pack_q8() does.
+
+    Args:
+        weight: float32, float16 or bfloat16.
+        group: 32, 64 or 128, a divisor of k: so many activations share a scale.
+
+    Raises:
+        ValueError: a shape or dtype above is not met.
+    """
+    _check("weight", weight, weight.dtype in TYPES and weight.dim() == 2, "float32, float16 or bfloat16 of two dimensions")
+    weight = weight.contiguous()
+    packed = _new(Format.q8, Dtype.f32, weight.shape[0], weight.shape[1], group)
+    _native.round_q8(packed.native, weight.data_ptr(), TYPES[weight.dtype])
+    return packed
+
+
 def pack_bf16(weight: Tensor) -> PackedRhs:
     """Pack bfloat16 weights of shape (n, k), k a multiple of 32. Raises ValueError if they are something else."""
     n, k = _matrix("weight", weight, torch.bfloat16)
@@ -89,6 +116,23 @@ def pack_bf16(weight: Tensor) -> PackedRhs:
     weight = weight.contiguous()
     _native.pack_bf16(packed.native, weight.data_ptr())
     return packed
+
+
+def adopt(data: Tensor, arguments: Sequence[int]) -> PackedRhs:
+    """
+    Take bytes for packed weights which have been some before.
+
+    Args:
+        data: uint8, shape (bytes,), at an address that is a multiple of 64.
+        arguments: of the `PackedRhs` that the bytes come from.
+
+    Raises:
+        ValueError: there are too few bytes or too many, or their address is another.
+    """
+    n, k, group, format_, scale_type = arguments
+    native = _described(format_, scale_type, n, k, group, data.data_ptr())
+    _check("data", data, data.dtype == torch.uint8 and data.numel() == native.bytes, f"{native.bytes} bytes")
+    return PackedRhs(data, native, (n, k, group, format_, scale_type))
 
 
 def largest_group(k: int) -> int | None:
@@ -150,9 +194,7 @@ def _check(name: str, tensor: Tensor, is_good: bool, wanted: str) -> None:
 def _new(format_: Format, scale_type: Dtype, n: int, k: int, group: int) -> PackedRhs:
     # The address comes later: its size is asked of a description without one.
     size = _native.Rhs(format_, scale_type, n, k, group, 0).bytes
-    data = torch.frombuffer(_native.Buffer(size), dtype=torch.uint8)
-    native = _native.Rhs(format_, scale_type, n, k, group, data.data_ptr())
-    return PackedRhs(data, native, (n, k, group, int(format_), int(scale_type)))
+    return adopt(torch.frombuffer(_native.Buffer(size), dtype=torch.uint8), (n, k, group, int(format_), int(scale_type)))
 
 
 def _linear(x: Tensor, data: Tensor, bias: Tensor | None, n: int, k: int, group: int, format_: int, scale_type: int, exact: bool) -> Tensor:

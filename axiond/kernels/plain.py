@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from vllm.platforms import current_platform
 
-from axiond.kernels import active
+from axiond.kernels import active, cache
 
 WHAT = "bfloat16 weights"
 
@@ -18,7 +18,8 @@ def take(layer: Module, remove_weight: bool) -> bool:
         return False
     ops = active.native()
     assert ops
-    rhs, linear = ops.pack_bf16(weight.data), ops.linear
+    rhs = cache.packed(layer, (weight,) if remove_weight else (), lambda: ops.pack_bf16(weight.data))
+    linear = ops.linear
     layer.cpu_linear = lambda x, _weight, bias: linear(x, rhs, bias)
     if remove_weight:
         drop_weight(layer)

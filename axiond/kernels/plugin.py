@@ -8,7 +8,7 @@ What it hooks into is not all meant for that: with any other version than the on
 import os
 from functools import cache
 
-from axiond.kernels import active
+from axiond.kernels import active, compiled
 from axiond.kernels.imports import after_import
 from axiond.kernels.settings import FORCE_ISA, from_environ
 
@@ -24,6 +24,7 @@ def register() -> None:
         ValueError: it says something unknown.
     """
     settings = from_environ(os.environ)
+    compiled.install(settings)
     if settings.is_off:
         return
 
@@ -49,7 +50,13 @@ def register() -> None:
 
         dispatch.install(settings)
 
+    def loader() -> None:
+        from axiond.kernels import loader
+
+        loader.install(settings)
+
     after_import("vllm.model_executor.kernels.linear", linear)
+    after_import("vllm.model_executor.model_loader", loader)
     after_import("vllm.model_executor.layers.linear", dispatch)
     from axiond.kernels import baseline, fused, step
 

@@ -14,6 +14,13 @@ def dequantize(q: Tensor, scales: Tensor, zero_points: Tensor | None, group: int
     return (q.double() - zeros.repeat_interleave(group, 1)) * scales.double().repeat_interleave(group, 1)
 
 
+def round_int8(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Round weights (n, k) to whole numbers from -127 to 127, with a float32 scale for each row."""
+    rows = table.float()
+    scales = rows.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (rows / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
 def quantize_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """
     Round each group of each row to whole numbers from -127 to 127.

@@ -1,4 +1,4 @@
-"""Round tables of bfloat16 to fewer bits, some rows at a time: a large vocabulary in float32 takes gigabytes. Pure."""
+"""Round tables of bfloat16 to 4 bits, some rows at a time: a large vocabulary in float32 takes gigabytes. Pure."""
 
 from collections.abc import Iterator
 
@@ -9,19 +9,9 @@ ROWS = 8192
 INT4_GROUP = 32
 
 
-def round_int8(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Round to -127..127 with a float32 scale for each row."""
-    return _concatenated(_int8(rows.float()) for rows in table.split(ROWS))
-
-
 def round_int4(table: Tensor) -> tuple[Tensor, Tensor]:
     """Round to 0..15, 8 for zero, with a float16 scale for each `INT4_GROUP` of a row."""
     return _concatenated(_int4(rows.float()) for rows in table.split(ROWS))
-
-
-def _int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    scales = rows.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (rows / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales
 
 
 def _int4(rows: Tensor) -> tuple[Tensor, Tensor]:

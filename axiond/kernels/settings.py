@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 VARIABLE = "AXIOND_KERNELS"
 FORCE_ISA = "AXIOND_FORCE_ISA"
+# The folder in which packed weights are kept; without it none are.
+PACKED = "AXIOND_PACKED"
 # In the engine's folder, what `axiond.kernels.active` says of it.
 REPORT = "kernels.json"
 

@@ -54,13 +54,14 @@ def then_prepare_layers(stock: Callable[..., None]) -> Callable[..., None]:
     """Once a model has its weights, have its decoder layers run as one function each; torch.compile would do it in its own way."""
 
     def load(runner: Any, *args: Any, **kwargs: Any) -> None:
-        stock(runner, *args, **kwargs)
-        config = runner.vllm_config
-        if config.compilation_config.mode == CompilationMode.NONE and config.kv_transfer_config is None and active.native():
-            # It needs the native module and vLLM's models.
-            from axiond.kernels import decoder
+        with active.postponed():
+            stock(runner, *args, **kwargs)
+            config = runner.vllm_config
+            if config.compilation_config.mode == CompilationMode.NONE and config.kv_transfer_config is None and active.native():
+                # It needs the native module and vLLM's models.
+                from axiond.kernels import decoder
 
-            decoder.install()
-            decoder.prepare(runner.model, runner.model_config.dtype)
+                decoder.install()
+                decoder.prepare(runner.model, runner.model_config.dtype)
 
     return load

@@ -1,4 +1,4 @@
-"""4-bit weights as vLLM's layers hold them after loading, spread out to one byte each. Pure."""
+"""4-bit weights as checkpoints hold them, made ready for packing. Pure."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,19 @@ from torch import Tensor
 # vLLM's names for them: q with a zero point of its own, q with zero point 8, and signed.
 KINDS = ("uint4", "uint4b8", "int4")
 SPLITS = (128, 64, 32)
+IN_ORDER, AWQ_ORDER = [0, 1, 2, 3, 4, 5, 6, 7], [0, 4, 1, 5, 2, 6, 3, 7]
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """(q - zero point) * scale. *q* is uint8, shape (n, k); *scales* and *zero_points* (uint8; 8 if None) have shape (n, k / group)."""
+    """(q - zero point) * scale, as `axiond.kernels.ops.pack_q4` takes it."""
 
     q: Tensor
     scales: Tensor
     zero_points: Tensor | None
     group: int
+    is_awq: bool = False
 
 
 def kernel_group(group_size: int, k: int) -> int | None:
@@ -41,34 +43,35 @@ def problem(kind: str, activations: torch.dtype, group_size: int, k: int) -> str
     return None
 
 
-def unpack(kind: str, weight: Tensor, scales: Tensor, zero_points: Tensor | None, group_size: int) -> Weights:
+def arranged(weight: Tensor, scales: Tensor, zero_points: Tensor | None, group_size: int, is_awq: bool = False) -> Weights:
     """
-    Spread out one layer's weights.
+    Give each of the kernels' groups a scale and a zero point of its own. The weights stay as they are.
 
     Args:
-        kind: one of `KINDS`.
-        weight: int32 of eight numbers each, lowest bits first, shape (n, k / 8); or int8 of -8..7, shape (n, k), if *kind* is int4.
+        weight: int32 of eight numbers each, lowest bits first, shape (n, k / 8); or int8 of -8..7, shape (n, k); or, with *is_awq*,
+            int32 of eight numbers each along n in AWQ's order, shape (n / 8, k).
         scales: shape (n, k / group size), or (n, 1).
-        zero_points: int32 of eight numbers each along n, shape (k / group size, n / 8 rounded up).
+        zero_points: int32 of eight numbers each along n, shape (k / group size, n / 8 rounded up), in the order of *weight*.
         group_size: the checkpoint's, or -1.
 
     Raises:
         ValueError: the shapes do not fit together.
     """
-    q = (weight + 8).to(torch.uint8) if kind == "int4" else nibbles(weight)
-    n, k = q.shape
+    rows, columns = weight.shape
+    n, k = (rows * 8, columns) if is_awq else (rows, columns if weight.dtype == torch.int8 else columns * 8)
     group = kernel_group(group_size, k)
-    zeros = None if zero_points is None else nibbles(zero_points)[:, :n].t()
+    zeros = None if zero_points is None else nibbles(zero_points, AWQ_ORDER if is_awq else IN_ORDER)[:, :n].t()
     groups = 1 if group_size == -1 else k // group_size
     if group is None or scales.shape != (n, groups) or (zeros is not None and zeros.shape != (n, groups)):
         shapes = f"scales {tuple(scales.shape)}, zero points {None if zeros is None else tuple(zeros.shape)}"
         raise ValueError(f"weights {(n, k)} of group size {group_size} do not go with {shapes}")
     # Where the kernels' groups are smaller than the checkpoint's, neighbours have equal scales.
     times = k // group // groups
-    return Weights(q, scales.repeat_interleave(times, 1), None if zeros is None else zeros.repeat_interleave(times, 1), group)
+    zeros = None if zeros is None else zeros.repeat_interleave(times, 1)
+    return Weights(weight, scales.repeat_interleave(times, 1), zeros, group, is_awq)
 
 
-def nibbles(words: Tensor) -> Tensor:
-    """Spread int32 of shape (rows, columns / 8) to uint8 of shape (rows, columns), lowest bits first."""
+def nibbles(words: Tensor, order: list[int] = IN_ORDER) -> Tensor:
+    """Spread int32 of shape (rows, columns / 8) to uint8 of shape (rows, columns): of each word the numbers in this *order*."""
     packed = words.contiguous().view(torch.uint8)  # lowest byte first, on every machine that runs this
-    return torch.stack((packed & 15, packed >> 4), -1).flatten(1)
+    return torch.stack((packed & 15, packed >> 4), -1).flatten(1).unflatten(1, (-1, 8))[..., order].flatten(1)

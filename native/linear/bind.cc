@@ -30,6 +30,8 @@ Rhs described(Format format, Dtype scale_type, int64_t n, int64_t k, int group, 
   return {format, scale_type, n, k, group, at<uint8_t>(data)};
 }
 
+uint8_t* writable(const Rhs& rhs) { return const_cast<uint8_t*>(rhs.data); }
+
 // Memory that Python sees through the buffer protocol and frees with the last view of it.
 struct Buffer {
   std::shared_ptr<uint8_t> memory;
@@ -54,6 +56,11 @@ void run_linear(const Rhs& rhs, uintptr_t x, Dtype type, int64_t m, int64_t x_st
 
 void bind_linear(py::module_& module) {
   py::enum_<Format>(module, "Format").value("q4", Format::q4).value("q8", Format::q8).value("bf16", Format::bf16);
+  py::enum_<Nibbles>(module, "Nibbles")
+      .value("bytes", Nibbles::bytes)
+      .value("signed_bytes", Nibbles::signed_bytes)
+      .value("words", Nibbles::words)
+      .value("awq", Nibbles::awq);
   py::enum_<Dtype>(module, "Dtype").value("f32", Dtype::f32).value("f16", Dtype::f16).value("bf16", Dtype::bf16);
 
   py::class_<Buffer>(module, "Buffer", py::buffer_protocol())
@@ -67,14 +74,22 @@ void bind_linear(py::module_& module) {
       .def_readonly("k", &Rhs::k)
       .def_property_readonly("bytes", [](const Rhs& rhs) { return rhs.panels() * rhs.panel_bytes(); });
 
-  module.def("pack_q4", [](const Rhs& rhs, uintptr_t q, uintptr_t scales, uintptr_t zero_points) {
-    pack_q4(rhs, at<uint8_t>(q), at<uint16_t>(scales), at<uint8_t>(zero_points), const_cast<uint8_t*>(rhs.data));
+  module.def("pack_q4", [](const Rhs& rhs, uintptr_t q, Nibbles kind, int64_t stride_n, int64_t stride_k,
+                           uintptr_t scales, uintptr_t zero_points) {
+    const py::gil_scoped_release release;
+    pack_q4(rhs, {at<void>(q), kind, stride_n, stride_k}, at<uint16_t>(scales), at<uint8_t>(zero_points), writable(rhs));
   });
   module.def("pack_q8", [](const Rhs& rhs, uintptr_t q, uintptr_t scales) {
-    pack_q8(rhs, at<int8_t>(q), at<float>(scales), const_cast<uint8_t*>(rhs.data));
+    const py::gil_scoped_release release;
+    pack_q8(rhs, at<int8_t>(q), at<float>(scales), writable(rhs));
+  });
+  module.def("round_q8", [](const Rhs& rhs, uintptr_t weight, Dtype type) {
+    const py::gil_scoped_release release;
+    round_q8(rhs, at<void>(weight), type, writable(rhs));
   });
   module.def("pack_bf16", [](const Rhs& rhs, uintptr_t weight) {
-    pack_bf16(rhs, at<uint16_t>(weight), const_cast<uint8_t*>(rhs.data));
+    const py::gil_scoped_release release;
+    pack_bf16(rhs, at<uint16_t>(weight), writable(rhs));
   });
   module.def("linear", &run_linear, py::arg("rhs"), py::arg("x"), py::arg("type"), py::arg("m"), py::arg("x_stride"),
              py::arg("bias"), py::arg("dst"), py::arg("exact"));

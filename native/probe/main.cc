@@ -30,7 +30,7 @@ std::string linear_once(const Request& r, bool at_end) {
   Guarded data(rhs.panels() * rhs.panel_bytes(), at_end);
   rhs.data = data.bytes();
   if (rhs.format == Format::q4)
-    pack_q4(rhs, r.buffer<uint8_t>(0), r.buffer<uint16_t>(1), r.buffer<uint8_t>(2), data.bytes());
+    pack_q4(rhs, {r.buffer<uint8_t>(0), Nibbles::bytes, k, 1}, r.buffer<uint16_t>(1), r.buffer<uint8_t>(2), data.bytes());
   else if (rhs.format == Format::q8)
     pack_q8(rhs, r.buffer<int8_t>(0), r.buffer<float>(1), data.bytes());
   else

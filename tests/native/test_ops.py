@@ -53,6 +53,48 @@ def test_scales_that_float16_holds_stay_exact_and_others_become_bfloat16() -> No
         torch.testing.assert_close(got.double(), want, rtol=2**-23, atol=0)
 
 
+def words(values: Tensor) -> Tensor:
+    """Eight neighbours of a row in one int32, the first in the lowest bits."""
+    found = (values.long().unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(-1)
+    return torch.where(found >= 2**31, found - 2**32, found).int()
+
+
+STORED: dict[str, Callable[[Tensor], Tensor]] = {
+    "bytes": lambda q: q,
+    "bytes of another order": lambda q: q.T.contiguous().T,
+    "signed bytes": lambda q: (q.int() - 8).to(torch.int8),
+    "words along k": words,
+    "GPTQ": lambda q: words(q).T.contiguous().T,
+    "AWQ": lambda q: words(q.T.reshape(q.shape[1], -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1)).T,
+}
+
+
+@pytest.mark.parametrize("zeros", [ZEROS, None], ids=["zeros", "no zeros"])
+@pytest.mark.parametrize("stored", STORED)
+def test_every_way_to_hold_4_bit_weights_is_packed_alike(stored: str, zeros: Tensor | None) -> None:
+    """40 columns: the last panel is half full, and its spare bytes are zeros."""
+    got = ops.pack_q4(STORED[stored](Q), SCALES, zeros, GROUP, is_awq=stored == "AWQ")
+    want = ops.pack_q4(Q, SCALES, zeros, GROUP)
+    x = torch.eye(K)
+    assert torch.equal(got.data, want.data)
+    torch.testing.assert_close(ops.linear(x, got, exact=True).double(), reference.dequantize(Q, SCALES, zeros, GROUP).T, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", list(ops.TYPES), ids=str)
+def test_rounding_while_packing(dtype: torch.dtype) -> None:
+    """To the last bit as torch rounds: halves to even, and a row of zeros is one."""
+    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(6)).to(dtype)
+    weight[1] = 0
+    weight[2] = torch.arange(K) / 2 - 31.75  # the largest is 31.75, so the steps are quarters
+    q, scales = reference.round_int8(weight)
+    assert torch.equal(ops.round_q8(weight, GROUP).data, ops.pack_q8(q, scales, GROUP).data)
+
+
+def test_packed_weights_are_taken_over(rhs: ops.PackedRhs) -> None:
+    x = torch.randn(3, K)
+    assert torch.equal(ops.linear(x, ops.adopt(rhs.data.clone(), list(rhs.arguments))), ops.linear(x, rhs))
+
+
 def test_the_result_does_not_depend_on_the_threads(rhs: ops.PackedRhs) -> None:
     x = torch.randn(70, K)
     before = torch.get_num_threads()
@@ -84,7 +126,11 @@ def test_the_registered_op_keeps_torchs_contract(rhs: ops.PackedRhs) -> None:
         (lambda rhs: ops.linear(torch.randn(2, K).double(), rhs), "x: wanted float32, float16 or bfloat16 .* got torch.float64"),
         (lambda rhs: ops.linear(torch.randn(2, K), rhs, torch.randn(N - 1)), rf"bias: wanted torch.float32 of shape \({N},\)"),
         (lambda rhs: ops.linear(torch.randn(2, K), rhs, torch.randn(N).half()), "bias: wanted torch.float32 .* got torch.float16"),
-        (lambda rhs: ops.pack_q4(Q.int(), SCALES, ZEROS, GROUP), "q: wanted torch.uint8"),
+        (lambda rhs: ops.pack_q4(Q.long(), SCALES, ZEROS, GROUP), "q: wanted uint8, int8 or int32 of two dimensions, got torch.int64"),
+        (lambda rhs: ops.pack_q4(Q, SCALES, ZEROS, GROUP, is_awq=True), "q: wanted uint8, int8 or int32"),
+        (lambda rhs: ops.round_q8(torch.zeros(8, 64, dtype=torch.int8), GROUP), "weight: wanted float32, float16 or bfloat16"),
+        (lambda rhs: ops.adopt(rhs.data[:-64], rhs.arguments), r"data: wanted \d+ bytes, got torch.uint8 of shape"),
+        (lambda rhs: ops.adopt(rhs.data[1:], rhs.arguments), "data: wanted an address that is a multiple of 64"),
         (lambda rhs: ops.pack_q4(Q, SCALES[:, :1], ZEROS, GROUP), r"scales: wanted shape \(40, 2\), got torch.float16 of shape \(40, 1\)"),
         (lambda rhs: ops.pack_q4(Q, SCALES, ZEROS.int(), GROUP), "zero_points: wanted uint8, as scales"),
         (lambda rhs: ops.pack_q4(Q, torch.rand(N, 8), None, 16), "group: wanted 32, 64 or 128, got 16"),
