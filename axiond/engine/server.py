@@ -8,17 +8,20 @@ EngineCore and workers import this module again when they are spawned. So vLLM i
 of it than the server does, and `guard()` comes first.
 """
 
+import asyncio
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import redirect_stdout
+from typing import Any, TypeVar
 
 from axiond.engine.plugin import guard
 
 guard()
 
 Parse = Callable[[Sequence[str]], Namespace]
+_T = TypeVar("_T")
 
 
 class ArgumentsRefused(Exception):
@@ -72,7 +75,7 @@ def check(parse: Parse, argv: Sequence[str]) -> str | None:
 
 def serve(argv: Sequence[str]) -> int:
     import uvloop
-    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
 
@@ -83,8 +86,31 @@ def serve(argv: Sequence[str]) -> int:
         print(f"axiond: error: {exc}", file=sys.stderr)
         return 2
     configure_logging_from_args(args)
-    uvloop.run(run_server(args))
+    entry.build_and_serve = warming_up(entry.build_and_serve)
+    uvloop.run(entry.run_server(args))
     return 0
+
+
+def warming_up(stock: Callable[..., Coroutine[Any, Any, _T]]) -> Callable[..., Coroutine[Any, Any, _T]]:
+    """While the API server is set up, have its engine answer once: what is done for the first time is done by then."""
+
+    async def build_and_serve(engine: Any, *args: Any, **kwargs: Any) -> _T:
+        warming = asyncio.create_task(warm_up(engine))
+        served = await stock(engine, *args, **kwargs)
+        await warming
+        return served
+
+    return build_and_serve
+
+
+async def warm_up(engine: Any) -> None:
+    from vllm import SamplingParams
+
+    if "generate" in await engine.get_supported_tasks():
+        # Sampled, as most requests are.
+        params = SamplingParams(max_tokens=2, top_p=0.9, ignore_eos=True)
+        async for _ in engine.generate({"prompt_token_ids": [0] * 16}, params, "warm-up"):
+            pass
 
 
 def main(argv: Sequence[str]) -> int:
