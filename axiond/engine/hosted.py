@@ -21,7 +21,7 @@ from axiond.kernels.settings import REPORT
 
 SOCKET = "s"
 STOP_DEADLINE_S = 10.0
-PROBE_INTERVAL_S = 0.1
+PROBE_INTERVAL_S = 0.05
 PROBE_TIMEOUT_S = 5.0
 OUR_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
