@@ -26,17 +26,18 @@ async def wait_for_turn(ticket: Ticket, exchange: Exchange, body: bytes | None) 
     """
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    pause_s = HELD_BACK_S
+    ends_s, pause_s = began_s + ticket.most_s, HELD_BACK_S
     try:
         with ticket:
-            while (left_s := began_s + ticket.most_s - loop.time()) > 0:
-                if lease := await ticket.wait(min(left_s, pause_s)):
+            while True:
+                if lease := await ticket.wait(min(ends_s - loop.time(), pause_s)):
                     return lease
+                if loop.time() >= ends_s:
+                    raise ticket.late()
                 if pause_s == HELD_BACK_S:
                     pause_s = NEWS_EVERY_S if _may_stream(exchange, body) else math.inf
                 if pause_s == NEWS_EVERY_S:
                     await _tell(exchange, ticket.place())
-            raise ticket.late()
     finally:
         exchange.waited_s = loop.time() - began_s
 
