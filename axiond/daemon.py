@@ -36,13 +36,14 @@ from axiond.manifest.spec import Manifest, ModelSpec, Server
 from axiond.manifest.store import LastGood, Stored, state_folder
 from axiond.manifest.watch import watch
 from axiond.notify import Notifier, is_service
+from axiond.placement import Placement
 from axiond.reconcile.execute import Fetched, World
 from axiond.reconcile.generation import Generation
 from axiond.reconcile.loop import Listener, Reconciler
 from axiond.reconcile.state import EngineKey, SourceKey
 from axiond.resources.budget import budget_bytes
-from axiond.resources.cores import cores_of
 from axiond.resources.estimate import Prediction
+from axiond.resources.topology import read_topology
 from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch
 
@@ -146,8 +147,9 @@ class _Daemon:
         self._realised: asyncio.Queue[Generation] = asyncio.Queue()
         budget = settings.budget_bytes or budget_bytes()
         world = World(self._build_engine, self._fetch, asyncio.get_running_loop().time, random.random)
-        listener = Listener(self._realised.put_nowait, self._announcer.after_round, self._change_ended)
+        listener = Listener(self._realised.put_nowait, self._after_round, self._change_ended)
         self._reconciler = Reconciler(world, self._events, tasks, server, budget, listener)
+        self._placement = Placement(self._reconciler, read_topology(), self._events)
         self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
         self._control = Control(path, self._reconciler, self._events, self._forks)
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
@@ -197,6 +199,7 @@ class _Daemon:
     def _decide(self) -> Iterator[Coroutine[None, None, None]]:
         """Endless work that may start engines; it ends before they are stopped."""
         yield self._reconciler.run()
+        yield self._placement.run()
         yield self._control.run()
         yield watch(self._control.path, lambda: self._control.files, self._control.look)
 
@@ -209,6 +212,10 @@ class _Daemon:
         yield self._notifier.feed_watchdog()
         yield self._keep_last_good()
         yield self._greet()
+
+    def _after_round(self, text: str, is_busy: bool, is_up: bool) -> None:
+        self._announcer.after_round(text, is_busy, is_up)
+        self._placement.look()
 
     def _change_ended(self, outcome: str, took_s: float) -> None:
         self._metrics.reload_ended(outcome, took_s)
@@ -245,7 +252,7 @@ class _Daemon:
             state_dir=self._server.state_dir,
             keep_s=self._keep_s,
             memory_bytes=self._reconciler.observe().predictions.get(key.digest, Prediction()).steady_bytes,
-            cores=cores_of(spec, key.replica, os.sched_getaffinity(0)),
+            cores=self._placement.place(key),
             command=self._settings.engine_command or SERVER,
         )
         return ProcessEngine(launch, lambda line: _print(key, line), spawner=self._forks or PLAIN)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from axiond.reconcile.state import EngineKey
+from axiond.resources.cores import CorePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,20 @@ class Engine(Protocol):
 
     def kernels(self) -> bytes | None:
         """What its worker says about its kernels, as JSON; None while it has said nothing. Reads a file."""
+        ...
+
+    @property
+    def placed(self) -> CorePlan:
+        """The cores it was last given; none if nobody knows."""
+        ...
+
+    def rebind(self, plan: CorePlan) -> None:
+        """
+        Run on other cores from now on. Looks at every thread: call it off the loop.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
         ...
 
     @property

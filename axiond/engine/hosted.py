@@ -12,12 +12,14 @@ from typing import Any
 
 import aiohttp
 
+from axiond.engine import corefile
 from axiond.engine.engine import Endpoint
 from axiond.engine.link import Link, end, ended, has_ended
 from axiond.engine.output import Output
 from axiond.engine.sweep import descendants
 from axiond.errors import EngineStartError
 from axiond.kernels.settings import REPORT
+from axiond.resources.cores import CorePlan
 
 SOCKET = "s"
 STOP_DEADLINE_S = 10.0
@@ -56,6 +58,7 @@ class HostedEngine:
         self._life: asyncio.Task[str] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self.may_outlive = False
+        self.placed = corefile.read(folder)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -68,6 +71,11 @@ class HostedEngine:
             return (self._folder / REPORT).read_bytes()
         except OSError:
             return None
+
+    def rebind(self, plan: CorePlan) -> None:
+        old, self.placed = self.placed, plan
+        if pids := self.pids:
+            corefile.follow(self._folder, pids, old, plan)
 
     @property
     def tail(self) -> tuple[str, ...]:

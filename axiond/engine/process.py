@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+from axiond.engine import corefile
 from axiond.engine.argv import checkpoint_problem, environment, server_argv
 from axiond.engine.engine import Endpoint
 from axiond.engine.golden import GoldenRequestFailed, ask, judge
@@ -26,6 +27,7 @@ from axiond.engine.sweep import LOCK
 from axiond.errors import EngineError, EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
+from axiond.resources.cores import ANYWHERE, CorePlan
 
 SERVER = (sys.executable, "-P", "-m", "axiond.engine.server")
 ENGINES = "e"
@@ -40,8 +42,7 @@ class Launch:
     Everything that a start needs.
 
     Args:
-        cores: CPUs the engine may use; all that the daemon may use if empty.
-        nodes: NUMA nodes whose memory it prefers.
+        cores: where it runs; wherever the daemon may if there are none.
         keep_s: how long a proven engine waits for the next daemon when its own is gone; None: it ends with its daemon.
         memory_bytes: what was planned for it.
     """
@@ -52,8 +53,7 @@ class Launch:
     folder: Path
     runtime_dir: Path
     state_dir: Path
-    cores: frozenset[int] = frozenset()
-    nodes: frozenset[int] = frozenset()
+    cores: CorePlan = ANYWHERE
     keep_s: float | None = None
     memory_bytes: int = 0
     command: tuple[str, ...] = SERVER
@@ -73,6 +73,7 @@ class ProcessEngine(HostedEngine):
         name = (launch.spec.served_names or (launch.name,))[0]
         super().__init__(Endpoint(launch.key, name, socket=folder / SOCKET, adapters=tuple(launch.spec.lora)), folder, on_line, liveness)
         self._launch, self._spawner = launch, spawner
+        self.placed = launch.cores
 
     async def start(self) -> None:
         spec, key = self._launch.spec, str(self._launch.key)
@@ -96,8 +97,8 @@ class ProcessEngine(HostedEngine):
         problem = checkpoint_problem(launch.spec, await asyncio.to_thread(read_config, launch.folder))
         if not launch.folder.is_dir():
             problem = f"could not be started: there is no folder {launch.folder}"
-        if missing := launch.cores - os.sched_getaffinity(0):
-            problem = f"asks for cores that the daemon may not use: {', '.join(map(str, sorted(missing)))}"
+        if missing := launch.cores.missing:
+            problem = f"asks for cores that the daemon may not use: {', '.join(map(str, missing))}"
         if (over := len(os.fsencode(self._folder)) + 1 + LONGEST_SOCKET_NAME - LONGEST_SOCKET_PATH) > 0:
             problem = f"could not be started: server.runtime_dir is {over} bytes too long for Unix sockets: {launch.runtime_dir}"
         if problem:
@@ -105,15 +106,15 @@ class ProcessEngine(HostedEngine):
 
     async def _spawn(self) -> None:
         launch = self._launch
-        cores = launch.cores or frozenset(os.sched_getaffinity(0))
+        plan = self.placed if self.placed.cores else CorePlan(tuple(sorted(os.sched_getaffinity(0))))
         args = HostArgs(
             folder=str(self._folder),
-            cores=tuple(sorted(cores)),
-            nodes=tuple(sorted(launch.nodes)),
+            cores=tuple(sorted(plan.cores)),
+            nodes=plan.nodes,
             keep_s=launch.keep_s,
             command=launch.command,
             argv=server_argv(launch.name, launch.spec, launch.folder, self._folder / SOCKET),
-            environ=environment(launch.spec, cores, self._folder, launch.state_dir, os.environ),
+            environ=environment(launch.spec, plan.compute, self._folder, launch.state_dir, os.environ),
         )
         self._folder.mkdir(mode=0o700, parents=True)
         with contextlib.ExitStack() as undo:
@@ -121,10 +122,13 @@ class ProcessEngine(HostedEngine):
             lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             undo.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
+            corefile.write(self._folder, plan)
             pid = await self._spawner.spawn(args, lock)
             link = await link_to_new(self._folder, pid, lock)
             undo.pop_all()
         self._attach(link)
+        if self.placed.cores and self.placed != plan:
+            await asyncio.to_thread(self.rebind, self.placed)
 
     async def _prove(self) -> None:
         async with self._http(PROBE_TIMEOUT_S) as http:

@@ -1,9 +1,10 @@
 """Which cores each engine runs on: one plan for all of them. Pure."""
 
+import json
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -66,11 +67,22 @@ class CorePlan:
     others: tuple[int, ...] = ()
     nodes: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def cores(self) -> frozenset[int]:
         return frozenset((*self.compute, *self.others))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "CorePlan":
+        """Raises ValueError or TypeError: *text* is no plan."""
+        return cls(**{name: tuple(value) for name, value in json.loads(text).items()})
+
+
+ANYWHERE = CorePlan(())
 
 
 def reserved_cores(topology: Topology, claims: Iterable[Claim], reserved: int | None) -> tuple[Core, ...]:
@@ -175,10 +187,11 @@ def _physical(plan: CorePlan, physical: Mapping[int, tuple[int, ...]]) -> set[tu
     return {physical.get(cpu, (cpu,)) for cpu in plan.compute}
 
 
-def cores_of(spec: ModelSpec, replica: int, allowed: Iterable[int]) -> frozenset[int]:
-    """The cores of one replica: its own list, the model's, or all *allowed* ones; lists are reused when there are more replicas."""
-    named = Claim.of(Slot("", replica), spec).named
-    return frozenset(allowed) if named is None else named
+def differences(plan: CorePlan, cores: frozenset[int], bound: frozenset[int]) -> Iterator[str]:
+    """Say where the CPUs that an engine was found on, and those its threads are *bound* to, are others than planned."""
+    for verb, found, planned in (("runs", cores, plan.cores), ("computes", bound, frozenset(plan.compute))):
+        if planned and not found <= planned:
+            yield f"{verb} on CPU {format_cpu_list(found)}, planned was {format_cpu_list(planned)}"
 
 
 def affinity(pids: Sequence[int]) -> str:

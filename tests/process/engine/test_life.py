@@ -16,6 +16,7 @@ from axiond.engine.hosted import Liveness
 from axiond.engine.process import ProcessEngine, memory_bytes, read_config
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import GoldenPrompt
+from axiond.resources.cores import CorePlan
 from tests.fakes.remains import all_ended, folder_of, remains
 
 from .conftest import FAKE, Build
@@ -246,14 +247,14 @@ async def test_nothing_secret_reaches_it(build: Build, monkeypatch: pytest.Monke
 async def test_it_keeps_to_its_cores(build: Build) -> None:
     core = max(os.sched_getaffinity(0))
     engine = build()
-    object.__setattr__(engine._launch, "cores", frozenset({core}))
+    engine.placed = CorePlan((core,))
     await engine.start()
     assert [os.sched_getaffinity(pid) for pid in engine.pids] == [{core}] * 2
 
 
 async def test_cores_that_the_daemon_may_not_use_are_refused(build: Build) -> None:
     engine = build()
-    object.__setattr__(engine._launch, "cores", frozenset({4000}))
+    object.__setattr__(engine._launch, "cores", CorePlan((), missing=(4000,)))
     with pytest.raises(EngineStartError, match="asks for cores that the daemon may not use: 4000"):
         await engine.start()
 
