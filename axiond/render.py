@@ -5,6 +5,7 @@ Strings are meant literally: the console that prints them has markup, emoji and 
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -132,9 +133,10 @@ def _conditions(conditions: Iterable[Condition], now: datetime) -> Table:
 
 
 def _models(models: Iterable[ModelReport]) -> Table:
-    table = _table("Model", "State", "Load", ">Replicas", ">Queued", ">In flight", "Names", "Reason")
+    table = _table("Model", "State", "Load", ">Replicas", ">In flight", ">Queued", ">Wait", "Names", "Reason")
     for model in models:
-        counts = (str(model.replicas), str(model.queued), str(model.in_flight))
+        wait = "?" if model.wait_s is None else duration(math.ceil(model.wait_s))
+        counts = (str(model.replicas), str(model.in_flight), str(model.queued), wait)
         table.add_row(model.name, _styled(model.state), model.load, *counts, ", ".join(model.names), _shortened(model.reason))
     return table
 

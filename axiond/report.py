@@ -90,6 +90,8 @@ class SourceReport(Report):
 
 
 class ModelReport(Report):
+    """*wait_s* is how long a request that came now would queue behind the others; None where that is not known."""
+
     name: str
     names: tuple[str, ...]
     load: str
@@ -98,6 +100,7 @@ class ModelReport(Report):
     reason: str = ""
     queued: int = 0
     in_flight: int = 0
+    wait_s: float | None = None
 
 
 class RejectionReport(Report):
