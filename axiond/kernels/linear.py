@@ -1,6 +1,6 @@
 """Layers with 4-bit weights (AWQ, GPTQ, compressed-tensors W4A16 and W4A8), as vLLM chooses kernels for them."""
 
-from functools import wraps
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +12,8 @@ from vllm.model_executor.kernels.linear.mixed_precision import MPLinearKernel, M
 from vllm.platforms import CpuArchEnum, PlatformEnum, current_platform
 
 from axiond.kernels import active, cache
-from axiond.kernels.imports import after_import
 from axiond.kernels.settings import Settings
+from axiond.kernels.step import patch
 from axiond.kernels.unpack import KINDS, arranged, problem
 
 WHAT = "4-bit weights"
@@ -27,7 +27,6 @@ def install(settings: Settings) -> None:
         for kernel in (AxiondRefusal, ours):
             register_linear_kernel(kernel, PlatformEnum.CPU)
             choices.insert(0, choices.pop())
-        after_import("vllm.model_executor.layers.quantization.auto_awq", keep_awq)
 
 
 class AxiondW4A8LinearKernel(MPLinearKernel):  # type: ignore[misc]
@@ -138,18 +137,19 @@ def is_packed_along_n(weight: Any) -> bool:
     return bool(getattr(weight, "packed_dim", None) == weight.output_dim)
 
 
-def keep_awq() -> None:
+def install_awq() -> None:
     """Leave AWQ's layout to axiond's kernel. vLLM would turn it into another one first, through eight bytes for each number."""
     from vllm.model_executor.layers.quantization import auto_awq
 
-    stock = auto_awq._convert_awq_to_standard_format
+    patch(auto_awq, "_convert_awq_to_standard_format", unless_ours)
 
-    @wraps(stock)
+
+def unless_ours(stock: Callable[..., None]) -> Callable[..., None]:
     def convert(layer: Module, *args: Any) -> None:
         if not isinstance(getattr(layer.quant_method, "kernel", None), AxiondW4A8LinearKernel):
             stock(layer, *args)
 
-    auto_awq._convert_awq_to_standard_format = convert
+    return convert
 
 
 def _turned(tensor: Tensor, is_right: bool) -> Tensor:

@@ -5,8 +5,10 @@ What it changes are modules that only a process with a model imports, and it wai
 What it hooks into is not all meant for that: with any other version than the one below, vLLM stays as it is.
 """
 
+import importlib
 import os
 from functools import cache
+from typing import Any
 
 from axiond.kernels import active, compiled
 from axiond.kernels.imports import after_import
@@ -40,27 +42,17 @@ def register() -> None:
     if settings.force_isa != "auto":
         os.environ[FORCE_ISA] = settings.force_isa
 
-    def linear() -> None:
-        from axiond.kernels import linear
-
-        linear.install(settings)
-
-    def dispatch() -> None:
-        from axiond.kernels import dispatch
-
-        dispatch.install(settings)
-
-    def loader() -> None:
-        from axiond.kernels import loader
-
-        loader.install(settings)
-
-    after_import("vllm.model_executor.kernels.linear", linear)
-    after_import("vllm.model_executor.model_loader", loader)
-    after_import("vllm.model_executor.layers.linear", dispatch)
+    after_import("vllm.model_executor.kernels.linear", lambda: module("linear").install(settings))
+    after_import("vllm.model_executor.layers.quantization.auto_awq", lambda: module("linear").install_awq())
+    after_import("vllm.model_executor.layers.linear", lambda: module("dispatch").install(settings))
+    after_import("vllm.model_executor.model_loader", lambda: module("loader").install(settings))
     from axiond.kernels import baseline, fused, step
 
     baseline.install()
     if settings.fused:
         fused.install()
     step.install(settings)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"axiond.kernels.{name}")
