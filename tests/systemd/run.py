@@ -20,6 +20,7 @@ MANIFEST = "/etc/axiond/axiond.toml"
 STATE_TIMEOUT_S = 300
 # A start on two cores: fetch 93 MB, convert, import vLLM three times.
 START_TIMEOUT_S = 600
+ANSWERS_AGAIN_WITHIN_S = 2
 
 
 def _free_port() -> int:
@@ -130,21 +131,45 @@ def roll_back(machine: Machine) -> None:
 
 
 def kill_daemon(machine: Machine) -> None:
-    """SIGKILL to the daemon: systemd starts it again, and nothing of the old one is left"""
-    before = processes(machine)
-    machine.run("kill -KILL $(systemctl show -P MainPID axiond)")
-    wait_for(machine, "the restart", lambda: machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output.strip() == "1")
-    wait_for(machine, "the service", lambda: machine.run("systemctl is-active axiond", codes=(0, 3), is_quiet=True).code == 0)
-    expect(not set(processes(machine)) & set(before), "a process of the killed daemon is still there")
+    """SIGKILL to the daemon, twice: systemd starts it again, which adopts the engine; whoever asks meanwhile waits for the answer"""
+    for restarts in (1, 2):
+        before = engine_pids(machine)
+        machine.run("kill -KILL $(systemctl show -P MainPID axiond)")
+        ask(machine, "smollm2", within_s=ANSWERS_AGAIN_WITHIN_S)
+        expect(machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output.strip() == str(restarts), "systemd did nothing")
+        expect(engine_pids(machine) == before, "the engine was not adopted")
+    machine.run("axiond status")
     machine.run("systemctl status axiond --no-pager --lines=0 | cut -c1-140; ls /dev/shm")
+
+
+def restart(machine: Machine) -> None:
+    """systemctl restart axiond: the engine stays, and is adopted with its age"""
+    before = status(machine)["engines"]
+    machine.run("systemctl restart axiond")
     ask(machine, "smollm2")
+    after = status(machine)["engines"]
+    expect([engine["pids"] for engine in after] == [engine["pids"] for engine in before], "the engine was not adopted")
+    expect([engine["since"] for engine in after] == [engine["since"] for engine in before], "the engine has lost its age")
+    machine.run("axiond status")
+
+
+def restart_changed(machine: Machine) -> None:
+    """a restart with a changed engine: the old one serves on until the new one is ready"""
+    before = engine_pids(machine)
+    machine.run(f"cp {MANIFEST} /root/unchanged.toml; sed -i 's/^max_num_seqs = .*/max_num_seqs = 6/' {MANIFEST}")
+    machine.run("systemctl kill --kill-whom=main --signal=KILL axiond")
+    ask(machine, "smollm2", within_s=ANSWERS_AGAIN_WITHIN_S)
+    wait_for(machine, "the end of the old engine", lambda: not set(processes(machine)) & set(before))
+    ask(machine, "smollm2")
+    machine.run(f"cp /root/unchanged.toml {MANIFEST} && systemctl reload axiond", timeout_s=START_TIMEOUT_S)
+    wait_for(machine, "the end of the other engine", lambda: len(status(machine)["engines"]) == 1)
 
 
 def kill_engine(machine: Machine) -> None:
     """SIGKILL to an engine's API server: its other processes go too, and the daemon starts it again"""
     daemon = machine.run("systemctl show -P MainPID axiond", is_quiet=True).output
     before = engine_pids(machine)
-    machine.run("kill -KILL $(pgrep -f '^[^ ]+ -P -m axiond.engine.server')")
+    machine.run(f"kill -KILL {before[1]}")  # behind its host
     wait_for(machine, "the end of its processes", lambda: not set(processes(machine)) & set(before))
     machine.run("axiond status", codes=(2,))
     wait_for(machine, "the engine", lambda: machine.run("axiond status", codes=(0, 2), is_quiet=True).code == 0)
@@ -153,14 +178,15 @@ def kill_engine(machine: Machine) -> None:
 
 
 def hang_daemon(machine: Machine) -> None:
-    """a daemon that hangs (SIGSTOP): the watchdog ends it after 30 s, and it starts again"""
-    before = processes(machine)
+    """a daemon that hangs (SIGSTOP): the watchdog ends it after 30 s, and the next one adopts the engine"""
+    before = engine_pids(machine)
     machine.run("kill -STOP $(systemctl show -P MainPID axiond)")
-    wait_for(machine, "the restart", lambda: machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output.strip() == "2")
+    restarts = machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output
+    wait_for(machine, "the restart", lambda: machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output != restarts)
     machine.run("journalctl -b -u axiond --no-pager -o cat | grep -i watchdog | tail -n 2")
     wait_for(machine, "the service", lambda: machine.run("systemctl is-active axiond", codes=(0, 3), is_quiet=True).code == 0)
-    expect(not set(processes(machine)) & set(before), "a process of the hung daemon is still there")
     ask(machine, "smollm2")
+    expect(engine_pids(machine) == before, "the engine was not adopted")
 
 
 def put_manifest(machine: Machine) -> None:
@@ -190,6 +216,7 @@ def stop(machine: Machine) -> None:
     """systemctl stop: no process, socket or shared memory is left"""
     machine.run("systemctl stop axiond")
     machine.run("systemctl status axiond --no-pager --lines=4", codes=(3,))
+    machine.run(f"curl -sS http://127.0.0.1:{PORT}/v1/models", codes=(7,))
     expect(machine.run("systemctl show -P Result axiond", is_quiet=True).output.strip() == "success", "the stop was not clean")
     machine.run("pgrep -u axiond -a", codes=(1,))
     machine.run("ls -A /dev/shm /run/axiond", codes=(0, 2))
@@ -204,17 +231,16 @@ def uninstall(machine: Machine) -> None:
 
 
 STEPS: tuple[Callable[[Machine], None], ...] = (
-    install, start, meet_no_wall, edit_live, edit_engine, refuse_typo, roll_back, kill_daemon, kill_engine, hang_daemon, put_manifest,
-    boot_with_broken_manifest, stop, uninstall,
+    install, start, meet_no_wall, edit_live, edit_engine, refuse_typo, roll_back, kill_daemon, restart, restart_changed,
+    kill_engine, hang_daemon, put_manifest, boot_with_broken_manifest, stop, uninstall,
 )  # fmt: skip
 
 
-def ask(machine: Machine, model: str) -> None:
-    """A real question to the real model."""
-    body = {"model": model, "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    answer = machine.run(
-        f"curl -sS --max-time 60 http://127.0.0.1:{PORT}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-    )
+def ask(machine: Machine, model: str, within_s: float = 60) -> None:
+    """A real question to the real model; a connection that is refused or cut is a failure."""
+    url = f"http://127.0.0.1:{PORT}/v1/chat/completions -H 'Content-Type: application/json'"
+    body = {"model": model, "temperature": 0, "max_tokens": 8, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    answer = machine.run(f"curl -sS --max-time {within_s} {url} -d '{json.dumps(body)}'")
     expect("Paris" in answer.output, "the model does not know Paris")
 
 
