@@ -2,10 +2,11 @@
 Which lazy models are held in memory. Pure.
 
 Who is up stays, until its room is needed or it has been idle for long. Who is asked for gets room in turn: first those that
-have waited longer than `PATIENCE_S`, then by priority, then by who came first. Room is made by unloading the models whose
-loss costs least. A model that has just been loaded or that may not be unloaded stays. One that has requests stays too, until
-the one that waits for its room has lost patience: it is then closed to new requests, and unloaded when the running ones
-have ended. So requests that arrive while a model is up are served together, and none waits for ever.
+have lost patience, then by priority, then by who came first. Patience lasts as long as the model's load takes. Room is made
+by unloading the models whose loss costs least. A model that has just been loaded or that may not be unloaded stays. One that
+has requests stays too, until the one that waits for its room has lost patience: it is then closed to new requests, and
+unloaded when the running ones have ended. So requests that arrive while a model is up are served together, at most half of
+the time goes into loads however many models contend, and nobody waits for ever.
 """
 
 import math
@@ -16,7 +17,6 @@ from typing import Literal
 from axiond.reconcile.memory import lack_of_memory, load_seconds, needed_bytes
 from axiond.reconcile.state import Demand, EngineState, EngineView, ModelTarget, Observed, SourceState, Target
 
-PATIENCE_S = 10.0  # a waiting request leaves others' models their requests for so long
 UNKNOWN_LOAD_S = 30.0
 
 UP = frozenset({EngineState.STARTING, EngineState.READY})
@@ -94,6 +94,14 @@ class _Lazy:
         return math.inf if self.demand.oldest_s is None else self.demand.oldest_s
 
     @property
+    def patience_ends_s(self) -> float:
+        return self.came_s + self.load_s
+
+    @property
+    def min_resident_s(self) -> float:
+        return self.load_s if self.model.min_resident_s is None else self.model.min_resident_s
+
+    @property
     def ready_s(self) -> float:
         return max((view.since for view in self.views if view.state is EngineState.READY), default=-math.inf)
 
@@ -160,9 +168,9 @@ class _Choice:
             self._fetching.add(lazy.name)
         elif (victims := self._victims(lazy)) is None or (victims and self._head) or not self._fits_beside_head(lazy):
             self._wait(lazy, "other models come first: " + ", ".join(self._first_ones()))
-        elif any(self._free_s(victim, lazy.came_s) > self._now for victim in victims):
+        elif any(self._free_s(victim, lazy.patience_ends_s) > self._now for victim in victims):
             self._wait(lazy, "; ".join(self._obstacle(victim) for victim in victims))
-            self._due.append(max(self._free_s(victim, lazy.came_s) for victim in victims))
+            self._due.append(max(self._free_s(victim, lazy.patience_ends_s) for victim in victims))
             if self._is_overdue(lazy):
                 self._head = lazy, victims
         else:
@@ -211,8 +219,8 @@ class _Choice:
 
     def _victims(self, claim: _Lazy | None) -> list[_Lazy] | None:
         """The models that cost least to lose so that *claim*, or all eager ones, have room; None: that is not enough."""
-        came_s = claim.came_s if claim else -math.inf
-        order = sorted((lazy for lazy in self._up() if not lazy.model.is_pinned), key=lambda lazy: self._loss(lazy, came_s))
+        patience_ends_s = claim.patience_ends_s if claim else -math.inf
+        order = sorted((lazy for lazy in self._up() if not lazy.model.is_pinned), key=lambda lazy: self._loss(lazy, patience_ends_s))
         more = [claim] if claim else []
         chosen: list[_Lazy] = []
         for lazy in order:
@@ -226,18 +234,18 @@ class _Choice:
             chosen = rest if self._fits(more, without=rest) else chosen
         return chosen
 
-    def _loss(self, lazy: _Lazy, came_s: float) -> tuple[bool, bool, int, float, str]:
+    def _loss(self, lazy: _Lazy, patience_ends_s: float) -> tuple[bool, bool, int, float, str]:
         """What it costs to unload *lazy*: seconds to load it again, for each second since it was last needed."""
         seldom_s = max(1.0, self._now - lazy.idle_since_s)
-        return self._free_s(lazy, came_s) > self._now, lazy.is_busy, lazy.model.priority, lazy.load_s / seldom_s, lazy.name
+        return self._free_s(lazy, patience_ends_s) > self._now, lazy.is_busy, lazy.model.priority, lazy.load_s / seldom_s, lazy.name
 
-    def _free_s(self, lazy: _Lazy, came_s: float) -> float:
-        """When *lazy* may be unloaded for a request that came at *came_s*, if nothing happens until then."""
+    def _free_s(self, lazy: _Lazy, patience_ends_s: float) -> float:
+        """When *lazy* may be unloaded for one that loses patience at *patience_ends_s*, if nothing happens until then."""
         if lazy.is_loading:
             return math.inf
         if not lazy.is_busy:
-            return lazy.ready_s + lazy.model.min_resident_s
-        return max(lazy.ready_s + max(lazy.model.min_resident_s, lazy.load_s), came_s + PATIENCE_S)
+            return lazy.ready_s + lazy.min_resident_s
+        return max(lazy.ready_s + max(lazy.min_resident_s, lazy.load_s), patience_ends_s)
 
     def _first_ones(self) -> list[str]:
         """Models that have been given room, and have no engine yet."""
@@ -276,11 +284,11 @@ class _Choice:
         return f"{lazy.name} has requests" if lazy.is_busy else f"{lazy.name} was just loaded"
 
     def _is_overdue(self, lazy: _Lazy) -> bool:
-        return self._now >= lazy.came_s + PATIENCE_S
+        return self._now >= lazy.patience_ends_s
 
     def _wait(self, lazy: _Lazy, why: str) -> None:
         self._waiting[lazy.name] = why
-        self._due.append(lazy.came_s + PATIENCE_S)
+        self._due.append(lazy.patience_ends_s)
 
     def _release(self, lazy: _Lazy, cause: Literal["idle", "room"], reason: str) -> None:
         del self._held[lazy.name]
