@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from axiond.resources.checkpoint import Checkpoint
 from axiond.resources.estimate import Prediction
 
 
@@ -102,6 +103,7 @@ class SourceView:
     weight_bytes: int = 0
     retry_at: float = 0.0
     failures: int = 0
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class ModelTarget:
     fixed_bytes: int = 0
     drain_grace_s: float = 30.0
     idle_unload_s: float | None = None
-    min_resident_s: float = 0.0
+    min_resident_s: float | None = None
     is_pinned: bool = False
 
     @property
