@@ -105,13 +105,20 @@ class ForkServer:
         """Fork a host, or execute it. Raises OSError: neither is possible."""
         try:
             async with self._turn:
-                running = await self._current()
-                pid = await running.fork(args, lock)
-                self.forked += 1
-                return pid
+                pid = await self._fork(args, lock)
+            self.forked += 1
+            return pid
         except ForkServerFailed as exc:
             self._note(str(exc))
         return await self._plain.spawn(args, lock)
+
+    async def _fork(self, args: HostArgs, lock: int) -> int:
+        while True:
+            running = await self._current()
+            try:
+                return await running.fork(args, lock)
+            except BrokenPipeError:
+                await self._bury(running, "died")
 
     async def _current(self) -> "_Running":
         if self._running and self._running.process.returncode is not None:
@@ -123,6 +130,7 @@ class ForkServer:
                 assert self._running
                 return self._running
             case "give up":
+                await self._end()
                 self.state = "given up"
                 raise ForkServerFailed(self.problem)
             case "replace" | "start":
@@ -140,7 +148,7 @@ class ForkServer:
             await running.hear(IMPORT_DEADLINE_S)
         except ForkServerFailed as exc:
             await self._bury(running, str(exc))
-            raise
+            raise ForkServerFailed(self.problem) from None
         except BaseException:
             await self._end()
             raise
@@ -195,14 +203,12 @@ class _Running:
         Have a host forked.
 
         Raises:
+            BrokenPipeError: it was not, and this fork server is dead.
             ForkServerFailed: it was not.
             OSError: perhaps it was.
         """
         request = framed(json.loads(args.to_json()))
-        try:
-            socket.send_fds(self.channel, [request[:LENGTH_BYTES]], [lock])
-        except OSError as exc:
-            raise ForkServerFailed(f"cannot be reached: {exc.strerror}") from exc
+        socket.send_fds(self.channel, [request[:LENGTH_BYTES]], [lock])
         answer = asyncio.ensure_future(self._exchange(request[LENGTH_BYTES:]))
         try:
             message = await asyncio.shield(answer)

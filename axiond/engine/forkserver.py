@@ -47,18 +47,20 @@ def framed(message: Mapping[str, Any]) -> bytes:
 
 def receive(channel: socket.socket) -> tuple[HostArgs, int] | None:
     """Read a request and its descriptor; None when the daemon is gone."""
-    head, descriptors, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
-    while 0 < len(head) < LENGTH_BYTES:
-        head += channel.recv(LENGTH_BYTES - len(head))
-    if not head:
+    start, descriptors, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
+    if not start or (length := receive_all(channel, LENGTH_BYTES, start)) is None:
         return None
-    left = int.from_bytes(head, "big")
-    text = bytearray()
-    while left > len(text):
-        if not (chunk := channel.recv(left - len(text))):
+    text = receive_all(channel, int.from_bytes(length, "big"))
+    return None if text is None else (HostArgs.from_json(text), descriptors[0])
+
+
+def receive_all(channel: socket.socket, count: int, start: bytes = b"") -> bytes | None:
+    found = bytearray(start)
+    while len(found) < count:
+        if not (chunk := channel.recv(count - len(found))):
             return None
-        text += chunk
-    return HostArgs.from_json(bytes(text)), descriptors[0]
+        found += chunk
+    return bytes(found)
 
 
 def threads() -> int:

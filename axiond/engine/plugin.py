@@ -7,10 +7,11 @@ engine, so that whoever cleans up knows whose it is. In a vLLM that axiond did n
 
 import ctypes
 import multiprocessing
+import operator
 import os
 import signal
 import socket
-from multiprocessing import process, shared_memory
+from multiprocessing import process, shared_memory, util
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -30,8 +31,15 @@ def guard() -> None:
             report_death_to(Path(folder) / GUARD_SOCKET, multiprocessing.current_process().name)
 
 
-def guard_again() -> None:
-    """Tie a process that was forked from a guarded one; the connection that it inherited speaks for its parent."""
+def guard_forked() -> None:
+    """Have the processes that multiprocessing forks from this one tied to the engine too: they import nothing that would do it."""
+    util.register_after_fork(_guard_again, operator.call)
+
+
+def _guard_again() -> None:
+    # What is written there is heard by the parent.
+    signal.set_wakeup_fd(-1)
+    # The inherited connection speaks for the parent.
     while _held:
         _held.pop().close()
     guard()

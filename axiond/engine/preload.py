@@ -7,8 +7,8 @@ EngineCore and workers are forked too. libgomp has read its environment by then,
 import atexit
 import importlib
 import multiprocessing
+import operator
 import os
-import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +20,7 @@ import setproctitle
 
 from axiond.engine import server
 from axiond.engine.paged import PagedLater
-from axiond.engine.plugin import guard, guard_again
+from axiond.engine.plugin import guard, guard_forked
 
 # What vLLM imports late, when an engine starts: one that is not there is imported by nobody.
 MODULES = (
@@ -74,13 +74,6 @@ BOUND_TO = "GOMP_CPU_AFFINITY"
 _T = TypeVar("_T")
 
 
-class _Forked:
-    """Something for multiprocessing to tell a child about."""
-
-
-_forked = _Forked()
-
-
 def prepare() -> None:
     """Import everything, and start no thread."""
     for name in MODULES:
@@ -107,18 +100,16 @@ def prepare() -> None:
 def serve(argv: tuple[str, ...]) -> int:
     """Be an engine, from its API server's command line to its exit code."""
     guard()
-    util.register_after_fork(_forked, begin_child)
+    guard_forked()
+    util.register_after_fork(bind_threads, operator.call)
     try:
         return server.serve(argv)
     finally:
         atexit._run_exitfuncs()
 
 
-def begin_child(_: object) -> None:
-    """In a process that was forked from an engine's: what it would have done when it was spawned."""
-    # What is written there is heard by the parent.
-    signal.set_wakeup_fd(-1)
-    guard_again()
+def bind_threads() -> None:
+    """Do in a forked process what libgomp does in one that is loaded anew."""
     from axiond.kernels import threads
 
     if cores := os.environ.get(BOUND_TO, "").split():
