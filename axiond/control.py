@@ -4,56 +4,24 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from pydantic import ValidationError
 
 from axiond import __version__
-from axiond.engine.engine import Engine
 from axiond.engine.forkclient import ForkServer
-from axiond.engine.process import memory_bytes
 from axiond.errors import ManifestError, RequestError
 from axiond.events import Events
 from axiond.gateway.listing import pool_state
 from axiond.manifest.files import replace_file
 from axiond.manifest.load import load, parse
 from axiond.manifest.spec import Manifest
+from axiond.monitor import Monitor, Sample
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.preview import preview
-from axiond.reconcile.state import EngineKey
-from axiond.report import EngineReport, Event, ForkServerReport, KernelsReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
-from axiond.resources.cores import affinity
-
-SAMPLE_INTERVAL_S = 10.0
-FRESH_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """An engine's processes as the operating system shows them, and what they say about their kernels."""
-
-    pids: tuple[int, ...] = ()
-    cores: str = ""
-    memory_bytes: int = 0
-    kernels: KernelsReport | None = None
-
-    @classmethod
-    def of(cls, engine: Engine) -> "Sample":
-        pids = engine.pids
-        return cls(pids, affinity(pids), memory_bytes(pids), kernels_report(engine.kernels()))
-
-
-def kernels_report(text: bytes | None) -> KernelsReport | None:
-    if text is None:
-        return None
-    try:
-        return KernelsReport.model_validate_json(text)
-    except ValidationError:
-        return KernelsReport(problem="its report about kernels cannot be read")
+from axiond.report import EngineReport, Event, ForkServerReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
 
 
 class Control:
@@ -63,14 +31,11 @@ class Control:
     Every trigger (file event, SIGHUP, `axiond reload`, PUT) ends in `reload()`: one path, one order.
     """
 
-    def __init__(self, path: Path, reconciler: Reconciler, events: Events, forks: ForkServer | None = None) -> None:
-        self.path, self._reconciler, self._events, self._forks = path, reconciler, events, forks
+    def __init__(self, path: Path, reconciler: Reconciler, events: Events, monitor: Monitor) -> None:
+        self.path, self._reconciler, self._events, self._monitor = path, reconciler, events, monitor
         self.files: tuple[Path, ...] = (path,)
         self._reading = asyncio.Lock()
         self._look, self._again = asyncio.Event(), False
-        self._samples: dict[EngineKey, Sample] = {}
-        self._fork_server_bytes = 0
-        self._sampled_at = 0.0
 
     def look(self) -> None:
         """The file may have changed."""
@@ -103,23 +68,6 @@ class Control:
         if wait:
             return await self._reconciler.settled(number, timeout_s)
         return self._reconciler.outcome(number)
-
-    async def sample(self) -> None:
-        """Look at the engines' processes, off the loop: the kernel takes milliseconds for each. Not twice within a second."""
-        engines = {key: record.engine for key, record in self._reconciler.executor.engines.items()}
-        now = asyncio.get_running_loop().time()
-        if engines.keys() == self._samples.keys() and now < self._sampled_at + FRESH_S:
-            return
-        self._sampled_at = now
-        self._samples = await asyncio.to_thread(lambda: {key: Sample.of(engine) for key, engine in engines.items()})
-        if self._forks and self._forks.pid:
-            self._fork_server_bytes = await asyncio.to_thread(memory_bytes, (self._forks.pid,))
-
-    async def keep_sampling(self) -> None:
-        """Sample for ever, for the metrics."""
-        while True:
-            await self.sample()
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     async def _read(self, again: bool) -> int:
         try:
@@ -172,7 +120,7 @@ class Control:
 
     async def status(self) -> Status:
         """Everything there is to know, now."""
-        await self.sample()
+        await self._monitor.sample()
         return self.last_status()
 
     def last_status(self) -> Status:
@@ -197,11 +145,11 @@ class Control:
             ),
             rejection=reconciler.rejection,
             daemon_memory_bytes=psutil.Process().memory_info().rss,
-            fork_server=self._fork_server(self._forks) if self._forks else None,
+            fork_server=self._fork_server(self._monitor.forks) if self._monitor.forks else None,
         )
 
     def _fork_server(self, forks: ForkServer) -> ForkServerReport:
-        memory = self._fork_server_bytes if forks.pid else 0
+        memory = self._monitor.fork_server_bytes if forks.pid else 0
         return ForkServerReport(state=forks.state, pid=forks.pid or 0, memory_bytes=memory, forked=forks.forked, problem=forks.problem)
 
     def _models(self) -> tuple[ModelReport, ...]:
@@ -215,13 +163,14 @@ class Control:
                 state=pool_state(pool),
                 reason=pool.reason,
                 queued=router.queued(name),
+                wait_s=router.outlook_s(name),
                 in_flight=sum(router.in_flight(endpoint.key) for endpoint in pool.endpoints),
             )
             for name, pool in router.table.pools.items()
         )
 
     def _engine(self, record: EngineRecord) -> EngineReport:
-        key, sample = record.key, self._samples.get(record.key, Sample())
+        key, sample = record.key, self._monitor.samples.get(record.key, Sample())
         published = self._reconciler.published
         return EngineReport(
             key=str(key),
@@ -235,7 +184,7 @@ class Control:
             pids=sample.pids,
             cores=sample.cores,
             memory_estimate_bytes=record.prediction.steady_bytes,
-            memory_bytes=sample.memory_bytes,
+            memory_bytes=sample.memory.bytes,
             in_flight=self._reconciler.router.in_flight(key),
             failures=record.failures,
             kernels=sample.kernels,

@@ -35,14 +35,17 @@ from axiond.manifest.load import Loaded, load
 from axiond.manifest.spec import Manifest, ModelSpec, Server
 from axiond.manifest.store import LastGood, Stored, state_folder
 from axiond.manifest.watch import watch
+from axiond.monitor import Monitor
 from axiond.notify import Notifier, is_service
 from axiond.placement import Placement
 from axiond.reconcile.execute import Fetched, World
 from axiond.reconcile.generation import Generation
 from axiond.reconcile.loop import Listener, Reconciler
 from axiond.reconcile.state import EngineKey, SourceKey
-from axiond.resources.budget import budget_bytes
+from axiond.resources.budget import read_room
 from axiond.resources.estimate import Prediction
+from axiond.resources.measured import MeasuredStore
+from axiond.resources.memory import Memory
 from axiond.resources.topology import read_topology
 from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch
@@ -145,13 +148,14 @@ class _Daemon:
         self._keep_s = server.keep_for if _keeps_engines(server) else None
         self._announcer = Announcer(self._notifier, self._events)
         self._realised: asyncio.Queue[Generation] = asyncio.Queue()
-        budget = settings.budget_bytes or budget_bytes()
+        memory = Memory(MeasuredStore(server.state_dir), read_room(), settings.budget_bytes)
         world = World(self._build_engine, self._fetch, asyncio.get_running_loop().time, random.random)
         listener = Listener(self._realised.put_nowait, self._after_round, self._change_ended)
-        self._reconciler = Reconciler(world, self._events, tasks, server, budget, listener)
+        self._reconciler = Reconciler(world, self._events, tasks, server, memory, listener)
         self._placement = Placement(self._reconciler, read_topology(), self._events)
         self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
-        self._control = Control(path, self._reconciler, self._events, self._forks)
+        self._monitor = Monitor(self._reconciler, self._forks)
+        self._control = Control(path, self._reconciler, self._events, self._monitor)
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
         self._is_over = asyncio.Event()
 
@@ -205,7 +209,7 @@ class _Daemon:
 
     def _tell(self) -> Iterator[Coroutine[None, None, None]]:
         """Endless work that only tells."""
-        yield self._control.keep_sampling()
+        yield self._monitor.run()
         yield self._announcer.heartbeat()
         if self._forks:
             yield self._forks.keep()

@@ -1,8 +1,11 @@
 """Carry out what a plan asks of engines and sources: one method for each action, no policy."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, assert_never
@@ -14,6 +17,7 @@ from axiond.events import Events
 from axiond.reconcile import actions as do
 from axiond.reconcile.backoff import failures_after_exit, retry_delay_s
 from axiond.reconcile.state import TRANSITIONS, EngineKey, EngineState, EngineView, SourceKey, SourceState, SourceView
+from axiond.resources.checkpoint import Checkpoint
 from axiond.resources.estimate import Prediction
 
 ADOPTED = "adopted"
@@ -30,6 +34,9 @@ class Fetched(Protocol):
 
     @property
     def note(self) -> str: ...
+
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,9 @@ class EngineRecord:
     tail: tuple[str, ...] = ()
     life: asyncio.Task[None] | None = None
     used_bytes: int = 0
+    load_s: float | None = None
+    is_measured: bool = False
+    doom: str = ""
 
     def become(self, state: EngineState, now: float, reason: str) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -70,7 +80,7 @@ class EngineRecord:
         self.since -= max(0.0, self.since_wall - ready_at)
         self.since_wall = min(self.since_wall, ready_at)
 
-    def view(self, in_flight: int) -> EngineView:
+    def view(self, in_flight: int, ceiling_bytes: int = 2**63) -> EngineView:
         return EngineView(
             key=self.key,
             state=self.state,
@@ -82,6 +92,7 @@ class EngineRecord:
             in_flight=in_flight,
             prediction=self.prediction,
             used_bytes=self.used_bytes,
+            ceiling_bytes=ceiling_bytes,
         )
 
 
@@ -129,6 +140,15 @@ class Executor:
         for source, record in list(self.sources.items()):
             if record.is_lost():
                 del self.sources[source]
+
+    def sacrifice(self, key: EngineKey, reason: str) -> None:
+        """Kill an engine's processes now, whatever they do, and let its host clear up. It counts as a crash."""
+        record = self.engines[key]
+        record.doom = reason
+        self._events.emit(log.ENGINE_WAS_SACRIFICED, level="error", key=str(key), reason=reason)
+        for pid in record.engine.pids[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def adopt(self, engine: Engine, prediction: Prediction, ready_at: float) -> None:
         """
@@ -186,13 +206,14 @@ class Executor:
             self._events.emit(log.ENGINE_FAILED_UNEXPECTEDLY, level="exception", key=str(record.key))
             self._fail(record, f"failed unexpectedly: {exc!r}", record.engine.tail, was_ready_for_s=0.0)
             return
+        record.load_s, record.is_measured = None if ready_at else self._world.now() - record.since, False
         self._become(record.key, EngineState.READY, ADOPTED if ready_at else "")
         if ready_at:
             record.backdate(ready_at)
         began = self._world.now()
         how = await record.engine.wait()
         if record.state is EngineState.DRAINING:
-            self._become(record.key, EngineState.STOPPED, how)
+            self._become(record.key, EngineState.STOPPED, record.doom or how)
         else:
             self._fail(record, how, record.engine.tail, was_ready_for_s=self._world.now() - began)
 
@@ -200,7 +221,8 @@ class Executor:
         record.tail = tail
         record.failures = failures_after_exit(record.failures, was_ready_for_s)
         record.retry_at = self._world.now() + retry_delay_s(record.failures, self._world.jitter())
-        self._become(record.key, EngineState.BACKOFF, problem)
+        self._become(record.key, EngineState.BACKOFF, record.doom or problem)
+        record.doom, record.used_bytes = "", 0
 
     async def _stop(self, record: EngineRecord) -> None:
         await _end(record, lambda engine: engine.stop())
@@ -241,7 +263,7 @@ class Executor:
             self._lose(source, record, f"failed unexpectedly: {exc!r}", failures, level="exception")
         else:
             record.folder = fetched.folder
-            record.view = SourceView(SourceState.READY, fetched.note, fetched.weight_bytes)
+            record.view = SourceView(SourceState.READY, fetched.note, fetched.weight_bytes, checkpoint=fetched.checkpoint)
         self._wake()
 
     def _lose(self, source: SourceKey, record: SourceRecord, problem: str, failures: int, level: str = "error") -> None:

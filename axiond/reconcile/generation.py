@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from axiond.manifest.spec import Manifest, ModelSpec
 from axiond.reconcile.state import EngineKey, ModelTarget, SourceKey, Target
-from axiond.resources.budget import fixed_bytes
+from axiond.resources.estimate import predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def model_target(name: str, spec: ModelSpec) -> ModelTarget:
         replicas=spec.replicas,
         is_lazy=spec.load == "lazy",
         priority=spec.priority,
-        fixed_bytes=fixed_bytes(spec),
+        fixed_bytes=predict(spec, None).expected_bytes,
         drain_grace_s=spec.drain_grace_s,
         idle_unload_s=spec.idle_unload,
         min_resident_s=spec.min_resident,

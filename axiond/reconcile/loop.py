@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from axiond import log
@@ -14,13 +14,18 @@ from axiond.manifest.diff import server_changes
 from axiond.manifest.spec import Change, Manifest, ModelSpec, Server
 from axiond.reconcile.actions import Publish, Reject
 from axiond.reconcile.conditions import Facts, conditions, troubles, unserved, unsettled
-from axiond.reconcile.execute import Executor, World
+from axiond.reconcile.execute import EngineRecord, Executor, World
 from axiond.reconcile.generation import Generation
+from axiond.reconcile.memory import held_bytes
 from axiond.reconcile.plan import next_wake_s, plan
 from axiond.reconcile.state import EngineKey, EngineState, Observed, Published
 from axiond.reconcile.tables import route_table
 from axiond.report import Condition, RejectionReport, ReloadReport
+from axiond.resources.estimate import Prediction, predict
+from axiond.resources.memory import Memory
 from axiond.routing.router import Router
+
+WHOLE = "100%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +56,15 @@ class Reconciler:
         events: Events,
         tasks: asyncio.TaskGroup,
         server: Server,
-        budget_bytes: int,
+        memory: Memory,
         listener: Listener = Listener(),
     ) -> None:
         self._wake = asyncio.Event()
         self._round_ended = asyncio.Condition()
         self.router = Router(self._note_requests)
         self.executor = Executor(world, events, self._wake.set, tasks)
-        self._world, self._events, self._server, self.budget_bytes = world, events, server, budget_bytes
-        self._listener = listener
+        self._world, self._events, self._server = world, events, server
+        self.memory, self._listener = memory, listener
         self.desired: Generation | None = None
         self.serving: Generation | None = None
         self.published: Published | None = None
@@ -137,14 +142,17 @@ class Reconciler:
         return ReloadReport(generation=number, is_accepted=not self.refusal, is_realised=is_realised, message=message)
 
     def observe(self) -> Observed:
-        return Observed(
-            engines={key: record.view(self.router.in_flight(key)) for key, record in self.executor.engines.items()},
+        records = self.executor.engines.items()
+        seen = Observed(
+            engines={key: record.view(self.router.in_flight(key), self._ceiling_bytes(record)) for key, record in records},
             sources={source: record.view for source, record in self.executor.sources.items()},
             serving=self.serving.target if self.serving else None,
             published=self.published,
             demand=self.router.demand(),
-            budget_bytes=self.budget_bytes,
+            predictions=self._predictions(),
         )
+        setting = self.desired.manifest.server.memory_budget if self.desired else WHOLE
+        return replace(seen, budget_bytes=self.memory.budget_bytes(setting, held_bytes(seen, ())))
 
     def spec_of(self, key: EngineKey) -> ModelSpec:
         """The spec that an engine is built from."""
@@ -152,6 +160,10 @@ class Reconciler:
             if generation and (spec := generation.spec_of(key)):
                 return spec
         raise KeyError(str(key))
+
+    def look_at_memory(self) -> None:
+        """What engines use has been measured again, or what there is."""
+        self._wake.set()
 
     def restart_fields(self) -> tuple[str, ...]:
         """Settings in the wanted manifest that only a restart of the daemon brings into force."""
@@ -162,6 +174,20 @@ class Reconciler:
 
     def endpoint(self, key: EngineKey) -> Endpoint:
         return self.executor.engines[key].engine.endpoint
+
+    def _predictions(self) -> Mapping[str, Prediction]:
+        found: dict[str, Prediction] = {}
+        for generation in (one for one in (self.desired, self.serving) if one):
+            for name, model in generation.target.models.items():
+                source = self.executor.sources.get(model.source)
+                if model.digest not in found:
+                    checkpoint = source.view.checkpoint if source else None
+                    found[model.digest] = predict(generation.manifest.models[name], checkpoint, self.memory.measured.get(model.digest))
+        return found
+
+    def _ceiling_bytes(self, record: EngineRecord) -> int:
+        spec = next((spec for one in (self.desired, self.serving) if one and (spec := one.spec_of(record.key))), None)
+        return record.prediction.ceiling_bytes(spec.memory_ceiling if spec else None)
 
     def _round(self, desired: Generation) -> float | None:
         now = self._world.now()

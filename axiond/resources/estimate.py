@@ -49,8 +49,11 @@ class Prediction:
     @property
     def peak_bytes(self) -> int:
         """The most it takes at any time, loading included."""
-        loading = self.measured.load_peak_bytes or self.weights_bytes + self.fixed_bytes + self.load_bytes
-        return max(self.steady_bytes, loading)
+        return max(self.steady_bytes, self._loading_bytes)
+
+    @property
+    def _loading_bytes(self) -> int:
+        return self.measured.load_peak_bytes or self.weights_bytes + self.fixed_bytes + self.load_bytes
 
     @property
     def load_s(self) -> float | None:
@@ -58,8 +61,9 @@ class Prediction:
         return self.measured.load_s
 
     def ceiling_bytes(self, declared: int | None) -> int:
-        """What it may grow to before it is replaced."""
-        return declared or int(CEILING_FACTOR * self.peak_bytes)
+        """What it may grow to before it is replaced. What it grew to before does not count: a leak is no excuse for itself."""
+        once_ready = self.measured.ready_bytes + self.activations_bytes if self.measured.ready_bytes else self.expected_bytes
+        return declared or int(CEILING_FACTOR * max(once_ready, self._loading_bytes))
 
     def arithmetic(self) -> str:
         """The sum in words, in GiB."""
@@ -105,6 +109,8 @@ def predict(spec: ModelSpec, checkpoint: Checkpoint | None, measured: Measured =
 
 def _weights_bytes(spec: ModelSpec, found: Checkpoint) -> int:
     """As axiond's kernels keep them; vLLM's own take as much to a few percent."""
+    if not (found.plain or found.rounded or found.table):
+        return found.stored_bytes
     width = _width(spec)
     tables = (found.table + found.head) * width
     rounded = found.rounded * _q4_bytes(found.group) if width == 2 or spec.kernels.w4a8 != "off" else found.rounded * 0.625

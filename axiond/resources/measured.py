@@ -29,9 +29,9 @@ class Measured:
     load_s: float | None = None
 
     def after_start(self, ready_bytes: int, load_peak_bytes: int, load_s: float) -> "Measured":
-        """With one more start: the newest counts for memory, and most for the time."""
+        """With one more start: the newest alone counts for memory, so that a leak is forgotten, and most for the time."""
         seconds = load_s if self.load_s is None else RECENT * load_s + (1 - RECENT) * self.load_s
-        return replace(self, ready_bytes=ready_bytes, load_peak_bytes=max(ready_bytes, load_peak_bytes), load_s=round(seconds, 3))
+        return Measured(ready_bytes, max(ready_bytes, load_peak_bytes), ready_bytes, round(seconds, 3))
 
     def after_sample(self, used_bytes: int) -> "Measured":
         return replace(self, most_bytes=max(self.most_bytes, used_bytes))
@@ -41,11 +41,15 @@ NEVER = Measured()
 
 
 class MeasuredStore:
-    """A small file of JSON, replaced whole. A file that is broken or cannot be written costs only what it remembered."""
+    """
+    A small file of JSON, replaced whole. A file that is broken or cannot be written costs only what it remembered.
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / FILE
-        self._known = _read(self._path)
+    Without a folder it remembers for its own life.
+    """
+
+    def __init__(self, state_dir: Path | None = None) -> None:
+        self._path = state_dir / FILE if state_dir else None
+        self._known = _read(self._path) if self._path else {}
         self._is_written = True
 
     def get(self, digest: str) -> Measured:
@@ -63,7 +67,7 @@ class MeasuredStore:
 
     def save(self) -> None:
         """Write what has changed. Blocks; raises OSError."""
-        if not self._is_written:
+        if self._path and not self._is_written:
             self._is_written = True
             engines = {digest: asdict(measured) for digest, measured in list(self._known.items())}
             replace_file(self._path, json.dumps({"format": FORMAT, "engines": engines}, indent=1).encode())

@@ -11,13 +11,14 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from axiond.errors import SourceError
+from axiond.resources.checkpoint import Checkpoint, read_checkpoint
 from axiond.sources import cache
 from axiond.sources.source import Folder, Gguf, HubRepo, PythonPackage, parse
 
@@ -42,6 +43,7 @@ class Resolved:
     folder: Path
     weight_bytes: int
     note: str = ""
+    checkpoint: Checkpoint | None = field(default=None, compare=False, repr=False)
 
 
 async def fetch(source: str, revision: str | None, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
@@ -102,7 +104,7 @@ def _absolute(source: str, path: Path) -> Path:
 
 def _resolve(source: str, folder: Path, note: str) -> Resolved:
     cache.check_folder(source, folder)
-    return Resolved(folder, cache.weight_bytes(folder), note)
+    return Resolved(folder, cache.weight_bytes(folder), note, read_checkpoint(folder))
 
 
 async def _work(

@@ -13,6 +13,8 @@ from axiond.events import Events
 from axiond.manifest.spec import Manifest, Server
 from axiond.reconcile.execute import World
 from axiond.reconcile.loop import Listener, Reconciler
+from axiond.resources.checkpoint import Checkpoint
+from axiond.resources.memory import Memory
 
 GIB = 2**30
 START_S = 10.0
@@ -60,6 +62,7 @@ class Fetched:
     folder: Path
     weight_bytes: int = GIB
     note: str = ""
+    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(stored_bytes=GIB))
 
 
 @dataclass
@@ -113,7 +116,7 @@ async def bench(budget_bytes=1000 * GIB):
         async with asyncio.TaskGroup() as tasks:
             world = World(build, fetch, asyncio.get_running_loop().time, lambda: 0.5)
             listener = Listener(lambda g: realised.append(g.number), lambda text, busy, up: rounds.append((text, busy, up)))
-            reconciler = Reconciler(world, events, tasks, Server(), budget_bytes, listener)
+            reconciler = Reconciler(world, events, tasks, Server(), Memory(most_bytes=budget_bytes), listener)
             running = tasks.create_task(reconciler.run())
             yield Bench(reconciler, engines, realised, rounds, events, fetched)
             running.cancel()

@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from axiond.control import kernels_report
 from axiond.engine.process import Launch, ProcessEngine
 from axiond.errors import EngineError
 from axiond.manifest.spec import ModelSpec
+from axiond.monitor import kernels_report
 from axiond.reconcile.state import EngineKey
 from axiond.render import status_view
 from axiond.report import KernelsReport

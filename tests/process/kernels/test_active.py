@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from axiond.control import kernels_report
+from axiond.monitor import kernels_report
 from axiond.report import KernelOp, KernelsReport, LeftLayers
 
 NO_NATIVE = "import sys; sys.modules['axiond.kernels._native'] = None\n"

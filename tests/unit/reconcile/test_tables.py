@@ -2,16 +2,19 @@
 
 import pytest
 
-from axiond.manifest.spec import Manifest
+from axiond.manifest.spec import Manifest, ModelSpec
 from axiond.reconcile.generation import Generation
+from axiond.reconcile.memory import lack_of_memory
 from axiond.reconcile.state import Demand, EngineKey, EngineState, EngineView, Observed, Published, SourceKey, SourceState, SourceView
 from axiond.reconcile.tables import route_table
+from axiond.resources.estimate import predict
 
 from .world import keys_of
 
 GIB = 2**30
 M = SourceKey("/m")
 READY_SOURCE = {M: SourceView(SourceState.READY, weight_bytes=GIB)}
+EXPECTED_BYTES = GIB + predict(ModelSpec(source="/m"), None).expected_bytes
 
 
 def outlook(*, load="eager", views=(), sources=READY_SOURCE, demand=(), budget_gib=100):
@@ -36,7 +39,7 @@ CASES = {
     "restarting": ({"views": [{"state": STARTING, "failures": 1, "reason": "again"}]}, (False, "again", 60)),
     "given-up": ({"views": [{"state": FAILED, "failures": 5, "reason": "no"}]}, (False, "no", 60)),
     "no-source": ({"sources": GONE}, (False, "no such folder", 4)),
-    "no-memory": ({"budget_gib": 4}, (False, "does not fit: 0.5 GiB more than the memory budget of 4.0 GiB", 60)),
+    "no-memory": ({"budget_gib": 2}, (False, lack_of_memory(EXPECTED_BYTES - 2 * GIB, 2 * GIB), 60)),
     "lazy": ({"load": "lazy"}, (False, "", 5)),
     "lazy-demanded": ({"load": "lazy", "demand": ["m"]}, (True, "engine has not started yet", 5)),
     "lazy-crashed": ({"load": "lazy", "views": [{"state": FAILED, "failures": 5, "reason": "no"}]}, (False, "no", 60)),
