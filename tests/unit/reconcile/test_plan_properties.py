@@ -5,13 +5,23 @@ from hypothesis import strategies as st
 
 from axiond.reconcile import actions as do
 from axiond.reconcile.plan import plan
+from axiond.reconcile.residency import residency
 
 from .world import S, World, keys_of, model, target
 
 MODELS = st.sampled_from(["a", "b", "c"])
 SPECS = st.builds(
-    lambda name, digest, gib, replicas, lazy, priority: model(
-        name, digest, gib=gib, replicas=replicas, is_lazy=lazy, priority=priority, drain_grace_s=5
+    lambda name, digest, gib, replicas, lazy, priority, stay_s, idle_s, pin: model(
+        name,
+        digest,
+        gib=gib,
+        replicas=replicas,
+        is_lazy=lazy,
+        priority=priority,
+        drain_grace_s=5,
+        min_resident_s=stay_s,
+        idle_unload_s=idle_s,
+        is_pinned=pin,
     ),
     MODELS,
     st.sampled_from(["d1", "d2", "d3", "bad1", "bad2"]),
@@ -19,6 +29,9 @@ SPECS = st.builds(
     st.integers(1, 2),
     st.booleans(),
     st.integers(-1, 1),
+    st.sampled_from([0.0, 3.0, 50.0, None]),
+    st.sampled_from([None, None, 20.0]),
+    st.sampled_from([False, False, False, True]),
 )
 MANIFESTS = st.lists(SPECS, max_size=3, unique_by=lambda m: m.name)
 STEPS = st.lists(
@@ -28,6 +41,8 @@ STEPS = st.lists(
         st.tuples(st.just("arrive"), st.integers(1, 4)),
         st.tuples(st.just("crash"), st.integers(0, 5)),
         st.tuples(st.just("later"), st.integers(1, 20)),
+        st.tuples(st.just("ask"), MODELS),
+        st.tuples(st.just("busy"), st.tuples(MODELS, st.integers(0, 2))),
     ),
     max_size=25,
 )
@@ -42,7 +57,7 @@ def crash(world, index):
         world.set_state(key, S.STOPPED if is_draining else S.BACKOFF, **changes)
 
 
-def play(world, steps):
+def play(world, steps):  # noqa: C901  one case a step
     for what, how in steps:
         match what:
             case "edit":
@@ -57,16 +72,31 @@ def play(world, steps):
                 crash(world, how)
             case "later":
                 world.now += how
+            case "ask":
+                world.ask(how)
+            case "busy":
+                world.occupy(*how)
+
+
+def unanswered(world):
+    """Models that somebody waits for although they could be loaded."""
+    lazy = residency(world.desired, world.observed, world.now)
+    failed = {key.model for key, view in world.observed.engines.items() if view.state is S.FAILED}
+    asked = {name for name, demand in world.observed.demand.items() if demand.oldest_s is not None}
+    return (asked & {m.name for m in world.desired.models.values() if m.is_lazy}) - failed - lazy.refused.keys()
 
 
 @settings(max_examples=400, deadline=None)
-@given(MANIFESTS, STEPS, st.sampled_from([6, 10, 1000]))
+@given(MANIFESTS, STEPS, st.sampled_from([4, 6, 10, 1000]))
 def test_whatever_happens_it_settles_and_then_a_good_manifest_is_served_in_full(first, steps, budget_gib):
     world = World(budget_gib=budget_gib, broken={"bad1", "bad2"})
     world.want(target(1, *first))
     play(world, steps)
+    for name in "abc":
+        world.occupy(name, 0)
     world.settle()
     assert plan(world.desired, world.observed, world.now) == ()
+    assert not unanswered(world)
 
     good = target(max(world.targets) + 1, model("a", "final", gib=2), model("b", "final", gib=2))
     world.want(good)

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 from axiond.reconcile import actions as do
 from axiond.reconcile.memory import taken_bytes
-from axiond.reconcile.plan import plan
+from axiond.reconcile.plan import next_wake_s, plan
+from axiond.reconcile.slots import is_current
 from axiond.reconcile.state import (
     TRANSITIONS,
+    Demand,
     EngineKey,
     EngineState,
     EngineView,
@@ -83,13 +85,19 @@ class World:
                 for keys in routing.endpoints.values():
                     assert all(engines[key].state is S.READY for key in keys), f"routed to an engine that is not ready: {routing}"
                 self.observed = replace(self.observed, published=routing, serving=self.targets[routing.generation])
-            case do.Drain(key):
+            case do.Drain(key, cause):
                 assert key not in self.routed(), f"drained while routed: {key}"
+                if cause == "room":
+                    model = self.desired.models[key.model]
+                    assert not model.is_pinned, f"pinned and unloaded: {key}"
+                    assert self.now >= engines[key].since + (model.min_resident_s or 0), f"unloaded when just loaded: {key}"
                 self.set_state(key, S.DRAINING)
             case do.Resume(key):
                 self.set_state(key, S.READY)
             case do.Stop(key):
                 assert key not in self.routed(), f"stopped while routed: {key}"
+                if is_current(key, self.desired) and engines[key].state is S.DRAINING:
+                    assert not engines[key].in_flight, f"unloaded while busy: {key}"
                 self.set_state(key, S.STOPPING)
             case do.GiveUp(key):
                 self.set_state(key, S.FAILED)
@@ -121,7 +129,30 @@ class World:
         if waiting:
             self.now = min(waiting)
             return True
+        if (wake_s := next_wake_s(self.observed, self.desired, self.now)) is not None:
+            self.now += wake_s
+            return True
         return False
+
+    def ask(self, name: str) -> None:
+        """A request comes for a model; `round()` answers it once there is an engine."""
+        self._demand(name, Demand(1, self.now, self.now))
+
+    def occupy(self, name: str, count: int) -> None:
+        """Let *count* requests run in each engine of a model that can take any."""
+        engines = {
+            key: replace(view, in_flight=count) if key.model == name and view.state in (S.READY, S.DRAINING) else view
+            for key, view in self.observed.engines.items()
+        }
+        self._engines(engines)
+
+    def _answer(self) -> None:
+        published = self.observed.published
+        for name in [name for name in self.observed.demand if published and published.endpoints.get(name)]:
+            self._demand(name, Demand(last_used_s=max(self.observed.demand[name].last_used_s, self.observed.demand[name].oldest_s or 0)))
+
+    def _demand(self, name: str, demand: Demand) -> None:
+        self.observed = replace(self.observed, demand={**self.observed.demand, name: demand})
 
     def round(self) -> tuple[do.Action, ...]:
         actions = plan(self.desired, self.observed, self.now)
@@ -129,6 +160,7 @@ class World:
             self.apply(action)
         held = (taken_bytes(v, self.observed) for v in self.observed.engines.values() if v.state in HOLDING)
         assert sum(held) <= self.observed.budget_bytes
+        self._answer()
         return actions
 
     def settle(self, most_rounds=200) -> None:
