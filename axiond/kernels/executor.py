@@ -18,6 +18,8 @@ from vllm.v1.engine import utils
 from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from axiond.kernels.rebind import Follower
+
 BACKEND = f"{__name__}.OneProcessExecutor"
 SPIN_COUNT = "10000"
 
@@ -62,7 +64,7 @@ class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
     """Runs the worker in the calling thread."""
 
     def _init_executor(self) -> None:
-        self._is_first_step = True
+        self._is_first_step, self._follower = True, Follower.of_engine()
         super()._init_executor()
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,6 +72,7 @@ class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
             # By now all threads exist.
             self._is_first_step = False
             unbind_other_threads()
+        self._follower.look()
         return super().execute_model(*args, **kwargs)
 
 

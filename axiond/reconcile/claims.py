@@ -3,14 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from axiond.engine.argv import worker_count
+from axiond.kernels.settings import Settings
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.plan import wanted_keys, without_room
 from axiond.reconcile.state import EngineKey, EngineState, EngineView, Observed, SourceState, Target
 from axiond.resources.cores import Claim, Slot
 
 GONE = frozenset({EngineState.FAILED, EngineState.STOPPED})
-# vLLM binds several workers once, when they start.
 RUNNING = frozenset({EngineState.STARTING, EngineState.READY, EngineState.DRAINING})
+
+
+def can_follow(spec: ModelSpec) -> bool:
+    """Whether its EngineCore looks where it shall compute: only with axiond's kernels, and as its own worker."""
+    return worker_count(spec) == 1 and not Settings(**spec.kernels.model_dump()).is_off
 
 
 def slot_of(key: EngineKey) -> Slot:
@@ -30,7 +35,7 @@ def core_claims(
     for key, view in engines.items():
         if view.state not in GONE:
             spec, slot = spec_of(key), slot_of(key)
-            is_fixed = spec is None or (view.state in RUNNING and worker_count(spec) > 1)
+            is_fixed = spec is None or (view.state in RUNNING and not can_follow(spec))
             claims[slot] = Claim.of(slot, spec, is_fixed=is_fixed) if spec else Claim(slot, is_fixed=True)
     for key in starting:
         if spec := spec_of(key):
