@@ -1,6 +1,8 @@
 """Which model answers a name, and which of its engines."""
 
-from collections.abc import Container, Mapping, Sequence
+import math
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rapidfuzz import process
 
@@ -38,10 +40,25 @@ def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...
     raise RequestError(404, "model_not_found", _unknown(table, requested), param="model")
 
 
-def pick(pool: Pool, in_flight: Mapping[EngineKey, int], exclude: Container[EngineKey] = ()) -> Endpoint | None:
-    """The engine with the fewest requests; the first of equals."""
-    free = (endpoint for endpoint in pool.endpoints if endpoint.key not in exclude)
-    return min(free, key=lambda endpoint: in_flight.get(endpoint.key, 0), default=None)
+@dataclass(slots=True)
+class Load:
+    """What one engine has: the number of its requests, and since when those run that the limit counts."""
+
+    in_flight: int = 0
+    running_s: dict[Hashable, float] = field(default_factory=dict)
+
+
+_IDLE = Load()
+
+
+def pick(pool: Pool, loads: Mapping[EngineKey, Load], exclude: Container[EngineKey] = (), most: float = math.inf) -> Endpoint | None:
+    """The engine with the fewest requests among those that run less than *most*; the first of equals."""
+    best, fewest = None, math.inf
+    for endpoint in pool.endpoints:
+        load = loads.get(endpoint.key) or _IDLE
+        if load.in_flight < fewest and len(load.running_s) < most and endpoint.key not in exclude:
+            best, fewest = endpoint, load.in_flight
+    return best
 
 
 def slots(spec: ModelSpec) -> int:

@@ -33,8 +33,11 @@ class ServiceTimes:
     def __init__(self) -> None:
         self._by_load: dict[int, Spread] = {}
 
-    def note(self, seconds: float, concurrency: float) -> None:
-        self._by_load.setdefault(int(concurrency).bit_length(), Spread()).note(seconds)
+    def note(self, seconds: float, concurrency: int) -> None:
+        measured = self._by_load.get(concurrency.bit_length())
+        if measured is None:
+            measured = self._by_load[concurrency.bit_length()] = Spread()
+        measured.note(seconds)
 
     def at(self, concurrency: int) -> Spread | None:
         """What was measured nearest to *concurrency*, with fewer rather than more; None when nothing was."""

@@ -7,7 +7,7 @@ from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
 from axiond.reconcile.state import Demand, EngineKey
 from axiond.routing import refusals
-from axiond.routing.choose import candidates, pick, slots
+from axiond.routing.choose import Load, candidates, pick, slots
 from axiond.routing.estimate import ServiceTimes, wait_s
 from axiond.routing.queue import FairQueue
 from axiond.routing.table import Pool, RouteTable
@@ -32,8 +32,7 @@ class Router:
         self.table = RouteTable()
         self._on_change = on_change
         self._published_s = 0.0
-        self._in_flight: dict[EngineKey, int] = {}
-        self._running: dict[EngineKey, dict[Lease, None]] = {}
+        self._loads: dict[EngineKey, Load] = {}
         self._queues: dict[str, FairQueue[Ticket]] = {}
         self._service: dict[str, ServiceTimes] = {}
         self._distrusted: set[EngineKey] = set()
@@ -63,7 +62,8 @@ class Router:
                     self._stand(ticket, found)
 
     def in_flight(self, key: EngineKey) -> int:
-        return self._in_flight.get(key, 0)
+        load = self._loads.get(key)
+        return load.in_flight if load else 0
 
     def queued(self, model: str) -> int:
         return len(self._queues.get(model, ()))
@@ -113,13 +113,13 @@ class Router:
         """Note that a request is out of its engine, and let the next one in."""
         key, now = lease.endpoint.key, self._now()
         self._used_s[key.model] = now
-        running = self._running[key]
-        if lease in running:
-            self._note_service(lease, len(running), now)
-            del running[lease]
-        self._in_flight[key] -= 1
-        if not self._in_flight[key]:
-            del self._in_flight[key], self._running[key]
+        load = lease.load
+        if (since_s := load.running_s.get(lease)) is not None:
+            self._note_service(lease, now - since_s)
+            del load.running_s[lease]
+        load.in_flight -= 1
+        if not load.in_flight:
+            del self._loads[key]
             self._on_change()
         if key.model in self._queues:
             self._serve(key.model)
@@ -143,22 +143,22 @@ class Router:
     def _free_endpoint(self, pool: Pool, asked: Asked, failed: Collection[EngineKey]) -> Endpoint | None:
         """The engine that a newcomer may have now: any if it need not take turns, else one with room that nobody waits for."""
         if failed or asked.is_light:
-            return pick(pool, self._in_flight, failed)
+            return pick(pool, self._loads, failed)
         return None if pool.model in self._queues else self._with_room(pool)
 
     def _with_room(self, pool: Pool) -> Endpoint | None:
-        most, running = slots(pool.spec), self._running
-        full = [each.key for each in pool.endpoints if len(running.get(each.key, ())) >= most or each.key in self._distrusted]
-        return pick(pool, self._in_flight, full)
+        return pick(pool, self._loads, self._distrusted, slots(pool.spec))
 
     def _grant(self, pool: Pool, endpoint: Endpoint, asked: Asked) -> Lease:
         key, now = endpoint.key, self._now()
         self._used_s[pool.model] = now
-        self._in_flight[key] = self._in_flight.get(key, 0) + 1
-        running = self._running.setdefault(key, {})
-        lease = Lease(self, pool, endpoint, now, len(running) + 1)
+        load = self._loads.get(key)
+        if load is None:
+            load = self._loads[key] = Load()
+        load.in_flight += 1
+        lease = Lease(self, pool, endpoint, load)
         if not asked.is_light:
-            running[lease] = None
+            load.running_s[lease] = now
         return lease
 
     def _serve(self, model: str) -> None:
@@ -209,14 +209,17 @@ class Router:
             ready_in_s = 0.0
         elif ready_in_s is not None:
             ready_in_s -= now - self._published_s
-        ages_s = [now - lease.since_s for endpoint in pool.endpoints for lease in self._running.get(endpoint.key, ())]
+        loads = [load for endpoint in pool.endpoints if (load := self._loads.get(endpoint.key))]
+        ages_s = [now - since_s for load in loads for since_s in load.running_s.values()]
         times = self._service.get(model)
         service = times.at(each) if times else None
         return wait_s(position, each * (len(pool.endpoints) or pool.spec.replicas), ages_s, service, ready_in_s)
 
-    def _note_service(self, lease: Lease, among: int, now: float) -> None:
-        times = self._service.setdefault(lease.pool.model, ServiceTimes())
-        times.note(now - lease.since_s, (lease.among + among) / 2)
+    def _note_service(self, lease: Lease, took_s: float) -> None:
+        times = self._service.get(lease.pool.model)
+        if times is None:
+            times = self._service[lease.pool.model] = ServiceTimes()
+        times.note(took_s, (lease.among + len(lease.load.running_s)) // 2)
 
     def _demand_for(self, model: str) -> Demand:
         came = [ticket.came_s for ticket in self._queues.get(model, ())]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
+from axiond.routing.choose import Load
 from axiond.routing.table import Pool
 
 
@@ -48,12 +49,13 @@ class Desk(Protocol):
 
 
 class Lease:
-    """One request's use of one engine, counted from construction until the `with` block ends. *among*: how many it had then."""
+    """One request's use of one engine, counted in its *load* until the `with` block ends. *among*: how many ran when it came."""
 
-    __slots__ = ("_desk", "among", "endpoint", "pool", "since_s")
+    __slots__ = ("_desk", "among", "endpoint", "load", "pool")
 
-    def __init__(self, desk: Desk, pool: Pool, endpoint: Endpoint, since_s: float, among: int) -> None:
-        self._desk, self.pool, self.endpoint, self.since_s, self.among = desk, pool, endpoint, since_s, among
+    def __init__(self, desk: Desk, pool: Pool, endpoint: Endpoint, load: Load) -> None:
+        self._desk, self.pool, self.endpoint, self.load = desk, pool, endpoint, load
+        self.among = len(load.running_s) + 1
 
     def __enter__(self) -> "Lease":
         return self

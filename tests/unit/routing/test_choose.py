@@ -8,7 +8,7 @@ from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
 from axiond.manifest.spec import ModelSpec, Route, Weighted
 from axiond.reconcile.state import EngineKey
-from axiond.routing.choose import candidates, engine_name, pick
+from axiond.routing.choose import Load, candidates, engine_name, pick
 from axiond.routing.table import Pool, RouteTable
 
 SPEC = ModelSpec(source="/m", lora={"poet": "/poet"})
@@ -87,10 +87,13 @@ def test_before_the_first_generation_a_request_may_come_again() -> None:
 def test_pick_takes_the_engine_with_the_fewest_requests() -> None:
     three = pool("a", 3)
     first, second, third = three.endpoints
+    loads = {first.key: Load(2, {1: 0.0}), second.key: Load(1, {1: 0.0}), third.key: Load(1)}
     assert pick(three, {}) is first
-    assert pick(three, {first.key: 2, second.key: 1, third.key: 1}) is second
-    assert pick(three, {first.key: 2, second.key: 1, third.key: 1}, exclude={second.key}) is third
+    assert pick(three, loads) is second
+    assert pick(three, loads, exclude={second.key}) is third
     assert pick(three, {}, exclude={first.key, second.key, third.key}) is None
+    assert pick(three, loads, most=1) is third
+    assert pick(three, loads, exclude={third.key}, most=1) is None
 
 
 @pytest.mark.parametrize(("requested", "sent"), [("a", "engine-a"), ("alias", "engine-a"), ("engine-a", "engine-a"), ("poet", "poet")])

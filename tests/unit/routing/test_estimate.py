@@ -72,7 +72,7 @@ def test_a_change_of_speed_is_followed() -> None:
 def test_times_are_those_of_the_nearest_load(asked: int, mean_s: float) -> None:
     times = ServiceTimes()
     times.note(1.0, 1)
-    times.note(3.0, 5.5)
+    times.note(3.0, 5)
     measured = times.at(asked)
     assert measured is not None
     assert measured.mean_s == mean_s
