@@ -1,5 +1,6 @@
 """How vLLM loads a model: with packed weights of an earlier start where there are any, and with dummy weights quickly."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def install(settings: Settings) -> None:
 
 def in_session(stock: Callable[..., Module], settings: Settings) -> Callable[..., Module]:
     def load_model(loader: BaseModelLoader, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> Module:
+        gc.freeze()  # vLLM collects garbage twice, half a second each: among all that it has imported there is none
         with active.postponed():
             if vllm_config.compilation_config.mode == CompilationMode.NONE:
                 active.tell(mode="eager")

@@ -65,7 +65,7 @@ def pack_q4(q: Tensor, scales: Tensor, zero_points: Tensor | None, group: int, i
     if not torch.equal(half.float(), scales.float()):
         half = scales.bfloat16()
     packed = _new(Format.q4, TYPES[half.dtype], n, k, group)
-    half = half.contiguous()
+    half, q = half.contiguous(), q if q.dtype == torch.int32 else q.contiguous()
     zeros = 0 if zero_points is None else zero_points.data_ptr()
     _native.pack_q4(packed.native, q.data_ptr(), kind, q.stride(0), q.stride(1), half.data_ptr(), zeros)
     return packed

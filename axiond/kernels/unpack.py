@@ -66,12 +66,11 @@ def arranged(weight: Tensor, scales: Tensor, zero_points: Tensor | None, group_s
         shapes = f"scales {tuple(scales.shape)}, zero points {None if zeros is None else tuple(zeros.shape)}"
         raise ValueError(f"weights {(n, k)} of group size {group_size} do not go with {shapes}")
     # Where the kernels' groups are smaller than the checkpoint's, neighbours have equal scales.
-    times = k // group // groups
-    zeros = None if zeros is None else zeros.repeat_interleave(times, 1)
-    return Weights(weight, scales.repeat_interleave(times, 1), zeros, group, is_awq)
+    if (times := k // group // groups) > 1:
+        scales, zeros = scales.repeat_interleave(times, 1), None if zeros is None else zeros.repeat_interleave(times, 1)
+    return Weights(weight, scales, zeros, group, is_awq)
 
 
 def nibbles(words: Tensor, order: list[int] = IN_ORDER) -> Tensor:
     """Spread int32 of shape (rows, columns / 8) to uint8 of shape (rows, columns): of each word the numbers in this *order*."""
-    packed = words.contiguous().view(torch.uint8)  # lowest byte first, on every machine that runs this
-    return torch.stack((packed & 15, packed >> 4), -1).flatten(1).unflatten(1, (-1, 8))[..., order].flatten(1)
+    return torch.stack([words >> 4 * place & 15 for place in order], -1).to(torch.uint8).flatten(1)

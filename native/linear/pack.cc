@@ -17,50 +17,67 @@ void each_panel(const Rhs& rhs, uint8_t* to, Fill fill) {
     fill(to + p * rhs.panel_bytes(), p * kColumns, int(std::min<int64_t>(kColumns, rhs.n - p * kColumns)));
 }
 
-// The numbers of 32 k, as they are packed: tile[k][column], each q - 8 as a signed 4-bit number.
-using Tile4 = uint8_t[kBlockK][kColumns];
+// Four rows of a panel from 32 k of its columns. Each word of `to` is one column of one row; a byte of it holds a number
+// of k in its low half, and of k + 16 in its high one. Eight numbers are dealt with at a time.
+using Rows4 = uint32_t (*)[kColumns];
 
-// Where in a word of AWQ's each of eight columns lies.
-constexpr int kAwqShift[8] = {0, 16, 4, 20, 8, 24, 12, 28};
+constexpr uint32_t kLow = 0x0f0f0f0f, kFlip = 0x88888888;  // q xor 8 is q - 8 as a signed 4-bit number
 
-void read_tile(const Quarters& q, int64_t n0, int columns, int64_t k0, Tile4& tile) {
-  if (columns < kColumns) std::memset(tile, 0, sizeof(Tile4));
-  switch (q.kind) {
-    case Nibbles::bytes:
-    case Nibbles::signed_bytes: {
-      const uint8_t flip = q.kind == Nibbles::bytes ? 8 : 0;
-      for (int c = 0; c < columns; ++c) {
-        const uint8_t* from = static_cast<const uint8_t*>(q.data) + (n0 + c) * q.stride_n + k0 * q.stride_k;
-        for (int k = 0; k < kBlockK; ++k) tile[k][c] = uint8_t((from[k * q.stride_k] ^ flip) & 15);
-      }
-      return;
+// Every other number of two words, the one's below the other's: the even ones, and the odd ones.
+inline uint32_t even(uint32_t low, uint32_t high) { return (low & kLow) | (high & kLow) << 4; }
+inline uint32_t odd(uint32_t low, uint32_t high) { return (low >> 4 & kLow) | (high & ~kLow); }
+
+void read_bytes(const Quarters& q, int64_t n0, int columns, int64_t k0, Rows4 to) {
+  const uint32_t flip = q.kind == Nibbles::bytes ? kFlip & kLow : 0;
+  for (int c = 0; c < columns; ++c) {
+    uint32_t words[8];
+    std::memcpy(words, static_cast<const uint8_t*>(q.data) + (n0 + c) * q.stride_n + k0, sizeof words);
+    for (int row = 0; row < 4; ++row) to[row][c] = even(words[row] ^ flip, words[row + 4] ^ flip);
+  }
+}
+
+void read_words(const Quarters& q, int64_t n0, int columns, int64_t k0, Rows4 to) {
+  const uint32_t* from = static_cast<const uint32_t*>(q.data) + n0 * q.stride_n + k0 / 8 * q.stride_k;
+  for (int half = 0; half < 2; ++half, from += q.stride_k)
+    for (int c = 0; c < columns; ++c) {
+      const uint32_t low = from[c * q.stride_n] ^ kFlip, high = from[c * q.stride_n + 2 * q.stride_k] ^ kFlip;
+      const uint32_t e = even(low, high), o = odd(low, high);
+      to[2 * half][c] = (e & 0xff) | (o & 0xff) << 8 | (e & 0xff00) << 8 | (o & 0xff00) << 16;
+      to[2 * half + 1][c] = (e >> 16 & 0xff) | (o >> 8 & 0xff00) | (e >> 8 & 0xff0000) | (o & 0xff000000);
     }
-    case Nibbles::words:
-      for (int k = 0; k < kBlockK; k += 8) {
-        const uint32_t* from = static_cast<const uint32_t*>(q.data) + n0 * q.stride_n + (k0 + k) / 8 * q.stride_k;
-        uint32_t words[kColumns] = {};
-        for (int c = 0; c < columns; ++c) words[c] = from[c * q.stride_n] ^ 0x88888888u;
-        for (int i = 0; i < 8; ++i)
-          for (int c = 0; c < kColumns; ++c) tile[k + i][c] = uint8_t(words[c] >> (4 * i) & 15);
-        if (columns < kColumns)
-          for (int i = 0; i < 8; ++i) std::memset(tile[k + i] + columns, 0, size_t(kColumns - columns));
+}
+
+// Byte i of each of four words, as one word, goes to to[column[i]].
+inline void transpose(const uint32_t (&w)[4], uint32_t* to, const int (&column)[4]) {
+  const uint32_t a = (w[0] & 0xff00ff) | (w[1] & 0xff00ff) << 8, b = (w[0] >> 8 & 0xff00ff) | (w[1] & 0xff00ff00);
+  const uint32_t c = (w[2] & 0xff00ff) | (w[3] & 0xff00ff) << 8, d = (w[2] >> 8 & 0xff00ff) | (w[3] & 0xff00ff00);
+  to[column[0]] = (a & 0xffff) | c << 16;
+  to[column[1]] = (b & 0xffff) | d << 16;
+  to[column[2]] = a >> 16 | (c & 0xffff0000);
+  to[column[3]] = b >> 16 | (d & 0xffff0000);
+}
+
+void read_awq(const Quarters& q, int64_t n0, int columns, int64_t k0, Rows4 to) {
+  constexpr int kEven[4] = {0, 4, 1, 5}, kOdd[4] = {2, 6, 3, 7};  // columns of a word's even numbers, and of its odd ones
+  for (int c = 0; c < columns; c += 8) {
+    const uint32_t* from = static_cast<const uint32_t*>(q.data) + (n0 + c) / 8 * q.stride_n + k0 * q.stride_k;
+    for (int row = 0; row < 4; ++row, from += 4 * q.stride_k) {
+      uint32_t e[4], o[4];
+      for (int k = 0; k < 4; ++k) {
+        const uint32_t low = from[k * q.stride_k] ^ kFlip, high = from[(k + 16) * q.stride_k] ^ kFlip;
+        e[k] = even(low, high);
+        o[k] = odd(low, high);
       }
-      return;
-    case Nibbles::awq:
-      for (int c8 = 0; c8 < columns; c8 += 8) {
-        const uint32_t* from = static_cast<const uint32_t*>(q.data) + (n0 + c8) / 8 * q.stride_n + k0 * q.stride_k;
-        for (int k = 0; k < kBlockK; ++k) {
-          const uint32_t word = from[k * q.stride_k] ^ 0x88888888u;
-          for (int c = 0; c < 8; ++c) tile[k][c8 + c] = uint8_t(word >> kAwqShift[c] & 15);
-        }
-      }
+      transpose(e, to[row] + c, kEven);
+      transpose(o, to[row] + c, kOdd);
+    }
   }
 }
 
 void pack_q4_panel(const Rhs& rhs, int64_t n0, int columns, const Quarters& q, const uint16_t* scales,
                    const uint8_t* zero_points, uint8_t* to) {
   const int64_t groups = rhs.k / rhs.group;
-  Tile4 tile;
+  const auto read = q.kind == Nibbles::awq ? read_awq : q.kind == Nibbles::words ? read_words : read_bytes;
   for (int64_t g = 0; g < groups; ++g) {
     std::memset(to, 0, kHeaderBytes);
     for (int c = 0; c < columns; ++c) {
@@ -70,11 +87,8 @@ void pack_q4_panel(const Rhs& rhs, int64_t n0, int columns, const Quarters& q, c
     }
     to += kHeaderBytes;
     for (int64_t k0 = g * rhs.group; k0 < (g + 1) * rhs.group; k0 += kBlockK, to += 4 * kRowBytes) {
-      read_tile(q, n0, columns, k0, tile);
-      for (int row = 0; row < 4; ++row)
-        for (int c = 0; c < kColumns; ++c)
-          for (int b = 0; b < 4; ++b)
-            to[row * kRowBytes + c * 4 + b] = uint8_t(tile[4 * row + b][c] | tile[16 + 4 * row + b][c] << 4);
+      if (columns < kColumns) std::memset(to, 0, 4 * kRowBytes);
+      read(q, n0, columns, k0, reinterpret_cast<Rows4>(to));
     }
   }
 }

@@ -13,7 +13,7 @@ enum class Nibbles : int {
   awq,           // [n / 8][k] words of eight along n, in AWQ's order: 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits up
 };
 
-// They may lie in any order: strides count bytes or words from one value of the first index to the next, and of the second.
+// Strides count bytes or words from one value of the first index to the next, and of the second, where it is 1 for bytes.
 struct Quarters {
   const void* data;
   Nibbles kind;
