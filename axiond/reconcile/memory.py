@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-from axiond.reconcile.state import HOLDS_MEMORY, EngineKey, EngineState, EngineView, ModelTarget, Observed
+from axiond.reconcile.state import HOLDS_MEMORY, EngineKey, EngineState, EngineView, ModelTarget, Observed, Target
 from axiond.resources.estimate import Prediction
+from axiond.resources.sums import Needs
 
 
 def held_bytes(observed: Observed, wanted: Collection[EngineKey]) -> int:
@@ -47,8 +48,9 @@ def load_seconds(model: ModelTarget, observed: Observed) -> float | None:
     return known.load_s if known else None
 
 
-def lack_of_memory(lacking_bytes: int, budget_bytes: int) -> str:
-    return f"does not fit: {lacking_bytes / 2**30:.1f} GiB more than the memory budget of {budget_bytes / 2**30:.1f} GiB"
+def eager_needs(desired: Target, observed: Observed) -> Needs:
+    """What the models take that are always loaded, as far as it is known; what is not counts nothing."""
+    return {model.name: (model.replicas, prediction_of(model, observed)) for model in desired.models.values() if not model.is_lazy}
 
 
 def prediction_of(model: ModelTarget, observed: Observed) -> Prediction:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from axiond.reconcile.actions import Action, Drain, Drop, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
 from axiond.reconcile.backoff import MOST_FAILURES
-from axiond.reconcile.memory import held_bytes, lack_of_memory, prediction_of, taken_bytes
+from axiond.reconcile.memory import eager_needs, held_bytes, prediction_of, taken_bytes
 from axiond.reconcile.residency import Residency, residency
 from axiond.reconcile.slots import is_current, ready_engines, recycle_due_s, wanted_engines
 from axiond.reconcile.state import (
@@ -30,6 +30,7 @@ from axiond.reconcile.state import (
     Target,
 )
 from axiond.resources.estimate import together_bytes
+from axiond.resources.sums import lack_of_memory, refusal
 
 
 def plan(desired: Target, observed: Observed, now: float) -> tuple[Action, ...]:
@@ -160,6 +161,8 @@ class _Round:
             source = self.observed.sources.get(self.desired.models[key.model].source)
             if source and source.state is SourceState.FAILED:
                 return Reject(self.desired.generation, key.model, source.reason)
+        if self.gating and (reason := refusal(eager_needs(self.desired, self.observed), self.observed.budget_bytes)):
+            return Reject(self.desired.generation, min(self.gating).model, reason)
         return None
 
     def starts(self) -> Iterator[Action]:

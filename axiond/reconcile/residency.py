@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from axiond.reconcile.memory import lack_of_memory, load_seconds, needed_bytes
+from axiond.reconcile.memory import load_seconds, needed_bytes
 from axiond.reconcile.state import Demand, EngineState, EngineView, ModelTarget, Observed, SourceState, Target
+from axiond.resources.sums import lack_of_memory
 
 UNKNOWN_LOAD_S = 30.0
 
@@ -99,7 +100,7 @@ class _Lazy:
 
     @property
     def min_resident_s(self) -> float:
-        return self.load_s if self.model.min_resident_s is None else self.model.min_resident_s
+        return self.load_s / 2 if self.model.min_resident_s is None else self.model.min_resident_s
 
     @property
     def ready_s(self) -> float:

@@ -8,6 +8,7 @@ from axiond.reconcile import actions as do
 from axiond.reconcile.plan import next_wake_s, plan
 from axiond.reconcile.state import Demand, EngineKey, EngineState, Observed, Published, SourceState, SourceView, Target
 from axiond.resources.estimate import Prediction
+from axiond.resources.sums import REMEDY
 
 from .world import GIB, S, World, keys_of, model, target, view
 
@@ -156,7 +157,8 @@ def test_what_cannot_fit_at_all_is_rejected_with_the_sum_and_stops_nothing():
     world = served(model("a", "old"), budget_gib=4)
     world.want(target(2, model("a", "new", gib=6)))
     world.settle()
-    assert world.log == [do.Reject(2, "a", "does not fit: 2.0 GiB more than the memory budget of 4.0 GiB")]
+    lack = "does not fit: 2.0 GiB more than the memory budget of 4.0 GiB"
+    assert world.log == [do.Reject(2, "a", f"{lack}\n  a: 6.0 GiB: processes 6.0\n  together: 6.0 GiB\n{REMEDY}")]
 
 
 def test_a_removed_model_is_drained_then_stopped_then_forgotten():
@@ -315,7 +317,9 @@ def test_a_candidate_that_cannot_fit_as_a_whole_stops_nothing():
     world = served(model("a", "old"), budget_gib=8)
     world.want(target(2, model("a", "new", gib=6), model("z", "new", gib=6)))
     world.settle()
-    assert world.log == [do.Reject(2, "a", "does not fit: 4.0 GiB more than the memory budget of 8.0 GiB")]
+    (rejection,) = world.log
+    assert isinstance(rejection, do.Reject)
+    assert rejection.reason.startswith("does not fit: 4.0 GiB more than the memory budget of 8.0 GiB\n  a: 6.0 GiB")
 
 
 def test_memory_of_an_engine_that_will_run_again_is_not_given_away():

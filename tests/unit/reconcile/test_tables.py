@@ -4,10 +4,10 @@ import pytest
 
 from axiond.manifest.spec import Manifest, ModelSpec
 from axiond.reconcile.generation import Generation
-from axiond.reconcile.memory import lack_of_memory
 from axiond.reconcile.state import Demand, EngineKey, EngineState, EngineView, Observed, Published, SourceKey, SourceState, SourceView
 from axiond.reconcile.tables import route_table
 from axiond.resources.estimate import predict
+from axiond.resources.sums import lack_of_memory
 
 from .world import keys_of
 
