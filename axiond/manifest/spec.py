@@ -170,7 +170,7 @@ class ModelSpec(Spec):
     priority: int = live(0, "Higher starts first, and is unloaded last.")
     idle_unload: Seconds | None = live(None, 'Unload a lazy model after so long without a request, like "10m"; never if unset.')
     min_resident: Seconds | None = live(
-        None, "How long a loaded model stays before another may take its memory; unset: as long as its load took."
+        None, "How long a loaded model stays before another may take its memory; unset: half as long as its load took."
     )
     pin: bool = live(False, "Never unload for another model.")
     max_in_flight: int | None = live(None, "Requests in one engine at a time, the others queue; max_num_seqs if unset.", ge=1)

@@ -67,7 +67,7 @@ HELD = {
     "busy-is-closed-when-patience-ends": (Case().model("a").model("b").up("a", in_flight=1).asked("b", ago=10), {"b": 1}),
     "busy-but-up-too-shortly": (Case().model("a").model("b").up("a", ago=9, in_flight=1).asked("b", ago=99), {"a": 1}),
     "with-a-queue-is-busy": (two().asked("a").asked("b"), {"a": 1}),
-    "just-loaded-stays": (Case().model("a").model("b").up("a", ago=9, used=9).asked("b", ago=99), {"a": 1}),
+    "just-loaded-stays": (Case().model("a").model("b").up("a", ago=4, used=4).asked("b", ago=99), {"a": 1}),
     "min-resident-is-declared": (Case().model("a", min_resident_s=600).model("b").up("a").asked("b", ago=99), {"a": 1}),
     "min-resident-of-none": (Case().model("a", min_resident_s=0).model("b").up("a", ago=0, used=0).asked("b"), {"b": 1}),
     "loading-stays": (Case().model("a").model("b").up("a", state=S.STARTING).asked("b", ago=99), {"a": 1}),
@@ -103,12 +103,13 @@ HELD = {
         {"a": 1, "c": 1},
     ),
     "small-ones-do-not-pass-after": (
-        Case(room=2).model("a").model("b", size=2).model("c").up("a", ago=9, used=9).asked("b", ago=50).asked("c"),
+        Case(room=2).model("a").model("b", size=2).model("c").up("a", ago=4, used=4).asked("b", ago=50).asked("c"),
         {"a": 1},
     ),
     "eager-keeps-its-room": (Case().model("a", is_lazy=False).model("b").asked("b", ago=99), {}),
     "eager-takes-its-room": (Case().model("a", is_lazy=False).model("b").up("b"), {}),
-    "eager-waits-for-the-just-loaded": (Case().model("a", is_lazy=False).model("b").up("b", ago=5), {"b": 1}),
+    "eager-waits-for-the-just-loaded": (Case().model("a", is_lazy=False).model("b").up("b", ago=4), {"b": 1}),
+    "eager-does-not-displace-the-pinned": (Case().model("a", is_lazy=False).model("b", is_pinned=True).up("b"), {"b": 1}),
     "failed-eager-takes-none": (Case().model("a", is_lazy=False).model("b").up("a", state=S.FAILED).asked("b"), {"b": 1}),
     "leaving-is-not-held": (Case().model("a").model("b").up("a", state=S.DRAINING).asked("b"), {"b": 1}),
     "leaving-comes-back-if-nobody-needs-its-room": (Case().model("a").up("a", state=S.DRAINING, used=5), {"a": 1}),
@@ -143,7 +144,7 @@ def test_what_leaves_says_why():
 
 WAITING = {
     "busy": (Case().model("a").model("b").up("a", in_flight=1).asked("b"), "a has requests"),
-    "just-loaded": (Case().model("a").model("b").up("a", ago=5).asked("b"), "a was just loaded"),
+    "just-loaded": (Case().model("a").model("b").up("a", ago=4).asked("b"), "a was just loaded"),
     "loading": (Case().model("a").model("b").up("a", state=S.STARTING).asked("b"), "a is being loaded"),
     "not-first": (Case().model("a").model("b").asked("a", ago=5).asked("b"), "other models come first: a"),
 }
@@ -162,7 +163,7 @@ def test_what_can_never_fit_is_refused_with_what_is_in_the_way_whether_asked_for
 
 DUE = {
     "patience": (Case().model("a").model("b").up("a", in_flight=1).asked("b", ago=4), NOW + 6),
-    "just-loaded": (Case().model("a").model("b").up("a", ago=3, used=3).asked("b"), NOW + 7),
+    "just-loaded": (Case().model("a").model("b").up("a", ago=3, used=3).asked("b"), NOW + 2),
     "idle": (two(idle_unload_s=450), NOW + 50),
 }
 
@@ -179,7 +180,7 @@ def test_a_busy_model_that_may_be_idle_some_day_is_looked_at_again():
 
 
 def test_an_unmeasured_model_counts_as_slow():
-    case = Case().model("a", load_s=None).model("b").up("a", ago=UNKNOWN_LOAD_S - 1, used=0).asked("b")
+    case = Case().model("a", load_s=None).model("b").up("a", ago=UNKNOWN_LOAD_S / 2 - 1, used=0).asked("b")
     assert case.decide().held == {"a": 1}
-    case.engines = {key: replace(view, since=NOW - UNKNOWN_LOAD_S) for key, view in case.engines.items()}
+    case.engines = {key: replace(view, since=NOW - UNKNOWN_LOAD_S / 2) for key, view in case.engines.items()}
     assert case.decide().held == {"b": 1}
