@@ -15,6 +15,7 @@ from rich.live import Live
 
 from axiond import __version__
 from axiond.client import AdminClient
+from axiond.cpumap import cpus_report
 from axiond.engine.check import check_engine_args
 from axiond.errors import AxiondError, DaemonUnreachable, ManifestError, Place, Problem
 from axiond.manifest.files import Files
@@ -26,8 +27,9 @@ from axiond.manifest.spec import Manifest as ManifestSpec
 from axiond.manifest.store import LastGood, state_folder
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import Observed
-from axiond.render import event_line, exit_code, plan_view, status_view
+from axiond.render import cpus_view, event_line, exit_code, plan_view, status_view
 from axiond.report import PlanReport, Report, Status
+from axiond.resources.topology import read_topology
 
 DEFAULT_MANIFEST: Final = Path("/etc/axiond/axiond.toml")
 DEFAULT_SOCKET: Final = Path("/run/axiond/admin.sock")
@@ -214,6 +216,18 @@ def status(
 
 
 @app.command(rich_help_panel="Look")
+def cpus(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, as_json: Json = False) -> None:
+    """
+    Show the machine's cores: memory node, kind, and who runs there. Neighbours alike are one line.
+
+    Without a daemon, the machine alone.
+
+    Example: axiond cpus --json | jq '.cores[] | select(.compute == [])'
+    """
+    raise typer.Exit(_run(_cpus(_find_socket(socket, manifest), as_json)))
+
+
+@app.command(rich_help_panel="Look")
 def events(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, as_json: Json = False) -> None:
     """
     Follow what happens, one line per event.
@@ -268,6 +282,17 @@ async def _status(socket: Path, model: str | None, as_json: bool) -> int:
         report = _only(await admin.status(), model)
     _print(report if as_json else _view(report, model))
     return exit_code(report)
+
+
+async def _cpus(socket: Path, as_json: bool) -> int:
+    try:
+        async with AdminClient(socket) as admin:
+            report = await admin.cpus()
+    except DaemonUnreachable as exc:
+        _complain(f"{exc}; this is the machine alone:")
+        report = cpus_report(read_topology())
+    _print(report if as_json else cpus_view(report))
+    return OK
 
 
 async def _watch(socket: Path, model: str | None, as_json: bool) -> int:

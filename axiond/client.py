@@ -11,7 +11,7 @@ import orjson
 from pydantic import ValidationError
 
 from axiond.errors import DaemonRefused, DaemonUnreachable, Place, Problem
-from axiond.report import Event, PlanReport, ReloadReport, Report, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, Status
 
 _ANSWER_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
@@ -40,6 +40,10 @@ class AdminClient:
     async def status(self) -> Status:
         """What the daemon wants, has and does."""
         return await self._ask(Status, "GET", "/admin/v1/status")
+
+    async def cpus(self) -> CpusReport:
+        """Which engine runs on which core."""
+        return await self._ask(CpusReport, "GET", "/admin/v1/cpus")
 
     async def plan(self, text: bytes, content_type: str) -> PlanReport:
         """What the manifest *text* would do."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from axiond import __version__
+from axiond.cpumap import cpus_report
 from axiond.engine.forkclient import ForkServer
 from axiond.errors import ManifestError, RequestError
 from axiond.events import Events
@@ -18,10 +19,13 @@ from axiond.manifest.files import replace_file
 from axiond.manifest.load import load, parse
 from axiond.manifest.spec import Manifest
 from axiond.monitor import Monitor, Sample
+from axiond.placement import Placement
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.preview import preview
-from axiond.report import EngineReport, Event, ForkServerReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
+from axiond.report import CpusReport, EngineReport, Event, ForkServerReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
+from axiond.resources.cores import differences
+from axiond.resources.machine import format_cpu_list
 
 
 class Control:
@@ -31,8 +35,8 @@ class Control:
     Every trigger (file event, SIGHUP, `axiond reload`, PUT) ends in `reload()`: one path, one order.
     """
 
-    def __init__(self, path: Path, reconciler: Reconciler, events: Events, monitor: Monitor) -> None:
-        self.path, self._reconciler, self._events, self._monitor = path, reconciler, events, monitor
+    def __init__(self, path: Path, reconciler: Reconciler, events: Events, monitor: Monitor, placement: Placement) -> None:
+        self.path, self._reconciler, self._events, self._monitor, self._placement = path, reconciler, events, monitor, placement
         self.files: tuple[Path, ...] = (path,)
         self._reading = asyncio.Lock()
         self._look, self._again = asyncio.Event(), False
@@ -118,6 +122,11 @@ class Control:
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return self._events.follow()
 
+    async def cpus(self) -> CpusReport:
+        """Which engine runs on which core, now."""
+        status = await self.status()
+        return cpus_report(self._placement.topology, self._placement.reserved, status.engines)
+
     async def status(self) -> Status:
         """Everything there is to know, now."""
         await self._monitor.sample()
@@ -171,7 +180,7 @@ class Control:
 
     def _engine(self, record: EngineRecord) -> EngineReport:
         key, sample = record.key, self._monitor.samples.get(record.key, Sample())
-        published = self._reconciler.published
+        published, plan = self._reconciler.published, self._placement.plan_of(key)
         return EngineReport(
             key=str(key),
             model=key.model,
@@ -182,7 +191,10 @@ class Control:
             reason=record.reason,
             is_routed=published is not None and key in published.endpoints.get(key.model, ()),
             pids=sample.pids,
-            cores=sample.cores,
+            cores=format_cpu_list(sample.cores),
+            compute_cores=format_cpu_list(sample.bound),
+            memory_nodes=sample.nodes,
+            core_notes=(*plan.notes, *differences(plan, sample.cores, sample.bound)),
             memory_estimate_bytes=record.prediction.steady_bytes,
             memory_bytes=sample.memory.bytes,
             in_flight=self._reconciler.router.in_flight(key),

@@ -155,7 +155,7 @@ class _Daemon:
         self._placement = Placement(self._reconciler, read_topology(), self._events)
         self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
         self._monitor = Monitor(self._reconciler, self._forks)
-        self._control = Control(path, self._reconciler, self._events, self._monitor)
+        self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement)
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
         self._is_over = asyncio.Event()
 

@@ -10,17 +10,19 @@ from pydantic import ValidationError
 from axiond import log
 from axiond.engine.engine import Engine
 from axiond.engine.forkclient import ForkServer
+from axiond.engine.numa import preferred_nodes
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.sacrifice import sacrifice
 from axiond.reconcile.state import EngineKey, EngineState
 from axiond.report import KernelsReport
+from axiond.resources.affinity import held_to
 from axiond.resources.budget import Room, read_room
-from axiond.resources.cores import affinity
 from axiond.resources.usage import NOTHING, Usage, usage
 
 SAMPLE_INTERVAL_S = 10.0
 FRESH_S = 1.0
+STILL_GROWING = 1.02
 # Memory is looked at often enough that engines which grow so fast do not outrun it.
 GROWTH_BYTES_PER_S = 2 * 2**30
 LOOK_INTERVALS_S = (0.05, 2.0)
@@ -28,17 +30,24 @@ LOOK_INTERVALS_S = (0.05, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An engine's processes as the operating system shows them, and what they say about their kernels."""
+    """
+    An engine's processes as the operating system shows them, and what they say about their kernels.
+
+    *cores* are the CPUs that they may run on, *bound* those that threads are bound to, *nodes* where they take memory from.
+    """
 
     pids: tuple[int, ...] = ()
-    cores: str = ""
+    cores: frozenset[int] = frozenset()
+    bound: frozenset[int] = frozenset()
+    nodes: str = ""
     memory: Usage = NOTHING
     kernels: KernelsReport | None = None
 
     @classmethod
     def of(cls, engine: Engine) -> "Sample":
         pids = engine.pids
-        return cls(pids, affinity(pids), usage(pids), kernels_report(engine.kernels()))
+        nodes = preferred_nodes(pids[-1]) if pids else ""
+        return cls(pids, *held_to(pids), nodes, usage(pids), kernels_report(engine.kernels()))
 
 
 def kernels_report(text: bytes | None) -> KernelsReport | None:
@@ -88,12 +97,15 @@ class Monitor:
             await asyncio.sleep(look_again_s(room))
 
     def _remember(self, record: EngineRecord, memory: Usage) -> None:
+        is_settled = memory.bytes <= STILL_GROWING * record.used_bytes  # a KV cache gets its pages after its engine is ready
         record.used_bytes = memory.bytes
         digest, known = record.key.digest, self._memory.measured.get(record.key.digest)
         if record.state is not EngineState.READY or not memory.bytes:
             return
         if _is_unmeasured(record):
             assert record.load_s is not None
+            if not is_settled:
+                return
             record.is_measured = True
             known = known.after_start(memory.bytes, memory.peak_bytes, record.load_s)
         self._memory.measured.put(digest, known.after_sample(memory.bytes))

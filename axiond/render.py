@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -16,7 +17,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from axiond.report import Condition, EngineReport, Event, FieldChange, KernelsReport, ModelReport, PlanReport, SourceReport, Status
+from axiond.report import (
+    Condition,
+    CoreReport,
+    CpusReport,
+    EngineReport,
+    Event,
+    FieldChange,
+    KernelsReport,
+    ModelReport,
+    PlanReport,
+    SourceReport,
+    Status,
+)
+from axiond.resources.machine import format_cpu_list
 
 _STYLES: Final = {
     "ready": "green", "starting": "yellow", "fetching": "yellow", "draining": "cyan", "stopping": "cyan", "backoff": "red",
@@ -57,6 +71,28 @@ def status_view(status: Status, now: datetime, *, with_kernels: bool = False) ->
         if engine.tail and engine.state in ("failed", "backoff")
     ]
     return Group(*[line for part in parts for line in (part, "")][:-1])
+
+
+def cpus_view(report: CpusReport) -> RenderableType:
+    """Physical cores, neighbours alike in one line; then nodes, quota and what is not as one would wish."""
+    table = _table("CPU", ">Cores", "Node", "Kind", "Runs there")
+    for (node, kind, who), group in groupby(report.cores, lambda core: (core.node, core.kind, _occupants(core))):
+        cores = tuple(group)
+        table.add_row(format_cpu_list(cpu for core in cores for cpu in core.cpus), str(len(cores)), str(node), kind, who)
+    nodes = ", ".join(f"{node}: {_size(size)}" for node, size in report.node_memory_bytes.items())
+    words = [f"Memory of node {nodes}."] if nodes else []
+    words += [f"Control groups grant the time of {report.quota_cpus:g} CPUs."] if report.quota_cpus else []
+    words += [f"{key}: {note}" for key, notes in report.notes.items() for note in notes]
+    return Group(table, "", *words)
+
+
+def _occupants(core: CoreReport) -> str:
+    if core.barred:
+        return core.barred
+    words = ["axiond"] if core.is_reserved else []
+    words += core.compute
+    words += [f"{key} (API server)" for key in core.others]
+    return ", ".join(words) or "nobody"
 
 
 def plan_view(plan: PlanReport) -> RenderableType:

@@ -82,6 +82,33 @@ class EngineReport(Report):
     tail: tuple[str, ...] = ()
 
 
+class CoreReport(Report):
+    """
+    One physical core.
+
+    *barred* says why nothing may run there. Of engines, those that *compute* there, and those with *others* of their threads.
+    """
+
+    cpus: tuple[int, ...]
+    package: int
+    node: int
+    cluster: int
+    kind: Literal["big", "little"]
+    barred: str = ""
+    is_reserved: bool = False
+    compute: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+class CpusReport(Report):
+    """The machine's cores and who runs there; *notes* are what is not as one would wish, for each engine."""
+
+    cores: tuple[CoreReport, ...]
+    node_memory_bytes: dict[int, int] = {}
+    quota_cpus: float | None = None
+    notes: dict[str, tuple[str, ...]] = {}
+
+
 class SourceReport(Report):
     source: str
     state: str

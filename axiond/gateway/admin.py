@@ -14,7 +14,7 @@ from axiond import log
 from axiond.errors import ManifestError, Problem, RequestError
 from axiond.gateway.envelope import Dialect, error_body, error_headers
 from axiond.gateway.metrics import Metrics
-from axiond.report import Event, PlanReport, ReloadReport, Report, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, Status
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 KEEP_ALIVE_S = 15.0
@@ -39,6 +39,8 @@ class Control(Protocol):
         """Replace the root file. Raises ManifestError, or RequestError 412 if *if_match* is not the etag."""
         ...
 
+    async def cpus(self) -> CpusReport: ...
+
     async def reload(self, wait: bool = False, timeout_s: float | None = None) -> ReloadReport: ...
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
@@ -54,6 +56,7 @@ def build_admin(control: Control, metrics: Metrics) -> web.Application:
         web.get("/healthz", admin.health),
         web.get("/metrics", admin.metrics),
         web.get("/admin/v1/status", admin.status),
+        web.get("/admin/v1/cpus", admin.cpus),
         web.post("/admin/v1/plan", admin.plan),
         web.get("/admin/v1/manifest", admin.get_manifest),
         web.put("/admin/v1/manifest", admin.put_manifest),
@@ -75,6 +78,9 @@ class _Admin:
 
     async def status(self, request: web.Request) -> web.Response:
         return _report(await self._control.status())
+
+    async def cpus(self, request: web.Request) -> web.Response:
+        return _report(await self._control.cpus())
 
     async def plan(self, request: web.Request) -> web.Response:
         return _report(await self._control.plan(await request.read(), request.content_type == "application/json"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
@@ -192,11 +191,3 @@ def differences(plan: CorePlan, cores: frozenset[int], bound: frozenset[int]) ->
     for verb, found, planned in (("runs", cores, plan.cores), ("computes", bound, frozenset(plan.compute))):
         if planned and not found <= planned:
             yield f"{verb} on CPU {format_cpu_list(found)}, planned was {format_cpu_list(planned)}"
-
-
-def affinity(pids: Sequence[int]) -> str:
-    """The cores that the first of these processes is held to, in the kernel's notation; empty if it is gone."""
-    try:
-        return format_cpu_list(os.sched_getaffinity(pids[0]))
-    except (IndexError, ProcessLookupError):
-        return ""

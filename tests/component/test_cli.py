@@ -20,7 +20,7 @@ from axiond import cli, log
 from axiond.manifest.load import load
 from axiond.manifest.store import LastGood
 from axiond.report import Event, PlanReport, ReloadReport, Report
-from tests.fakes.reports import busy_plan, healthy, rolled_back, with_kernels
+from tests.fakes.reports import busy_plan, cpus, healthy, rolled_back, with_kernels
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 NOT_REALISED = "chat: exited with code 1 before it was ready"
@@ -178,6 +178,22 @@ async def test_strange_answers_are_errors(daemon: FakeDaemon, handler: Handler, 
     outcome = await axiond("reload", "--socket", str(daemon.socket))
     assert outcome.code == 1
     assert sentence in outcome.err
+
+
+async def test_cpus(daemon: FakeDaemon) -> None:
+    """With a daemon what it says; without one, the cores of this machine, and on standard error that it is alone."""
+    daemon.answer = answering(cpus(datetime.now(UTC)))
+    arguments = (("--socket", str(daemon.socket)), ("--socket", str(daemon.socket), "--json"), ("--socket", "/none", "--json"))
+    table, as_json, alone = await asyncio.gather(*(axiond("cpus", *more) for more in arguments))
+    assert {request[:2] for request in daemon.requests} == {("GET", "/admin/v1/cpus")}
+    assert (table.code, as_json.code, alone.code) == (0, 0, 0)
+    assert "chat@0123456789ab" in table.out
+    assert json.loads(as_json.out)["cores"][0] == {
+        "cpus": [0, 16], "package": 0, "node": 0, "cluster": 0, "kind": "big", "barred": "", "is_reserved": True, "compute": [],
+        "others": [],
+    }  # fmt: skip
+    assert os.sched_getaffinity(0) <= {cpu for core in json.loads(alone.out)["cores"] for cpu in core["cpus"]}
+    assert alone.err.endswith("this is the machine alone:\n")
 
 
 @pytest.mark.parametrize("command", ["status", "reload", "events"])

@@ -2,9 +2,11 @@
 
 from datetime import datetime, timedelta
 
+from axiond.cpumap import cpus_report
 from axiond.report import (
     Condition,
     ConditionType,
+    CpusReport,
     EngineReport,
     FieldChange,
     KernelOp,
@@ -17,6 +19,7 @@ from axiond.report import (
     SourceReport,
     Status,
 )
+from axiond.resources.machine import Core, Topology
 
 
 def condition(kind: ConditionType, status: str, reason: str, since: datetime, message: str = "") -> Condition:
@@ -62,6 +65,22 @@ def with_kernels(now: datetime) -> Status:
     problem = "axiond's kernels could not be loaded, vLLM's own are used: _native.so: cannot open shared object file"
     bad = good.model_copy(update={"key": "chat@0123456789ab#1", "replica": 1, "kernels": KernelsReport(problem=problem)})
     return status.model_copy(update={"engines": (good, bad)})
+
+
+def cpus(now: datetime) -> CpusReport:
+    """Sixteen cores with siblings on two nodes, one of them reserved, two forbidden, and two engines that share one."""
+    cores = tuple(Core((n, n + 16), package=n // 8, node=n // 8, barred="not allowed" if n > 13 else "") for n in range(16))
+    chat, code = (
+        EngineReport(
+            key=f"{name}@0123456789ab", model=name, digest="0123456789ab", replica=0, state="ready", since=now,
+            cores=running, compute_cores=computing, core_notes=notes,
+        )
+        for name, running, computing, notes in (
+            ("chat", "1-7,17-23", "1-7", ()),
+            ("code", "7-11,24-27", "7-11", ("shares CPU 7 with chat: both name it",)),
+        )
+    )  # fmt: skip
+    return cpus_report(Topology(cores, {0: 64 * 2**30, 1: 64 * 2**30}, 12.5), {0, 16}, (chat, code))
 
 
 def rolled_back(now: datetime) -> Status:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from axiond.render import duration, event_line, exit_code, plan_sentence, plan_view, status_view
+from axiond.render import cpus_view, duration, event_line, exit_code, plan_sentence, plan_view, status_view
 from axiond.report import Condition, ConditionType, Event, ModelChange, PlanReport
-from tests.fakes.reports import busy_plan, condition, healthy, rolled_back, with_kernels
+from tests.fakes.reports import busy_plan, condition, cpus, healthy, rolled_back, with_kernels
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -28,6 +28,7 @@ def as_text(view: RenderableType) -> str:
         ("status_rolled_back", status_view(rolled_back(NOW), NOW)),
         ("status_kernels", status_view(with_kernels(NOW), NOW, with_kernels=True)),
         ("plan_busy", plan_view(busy_plan())),
+        ("cpus", cpus_view(cpus(NOW))),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

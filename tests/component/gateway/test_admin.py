@@ -14,9 +14,9 @@ import pytest
 from axiond.errors import AxiondError, ManifestError, Place, Problem, RequestError
 from axiond.gateway.app import serve_admin
 from axiond.gateway.metrics import Metrics
-from axiond.report import Event, PlanReport, ReloadReport, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Status
 from axiond.routing.router import Router
-from tests.fakes.reports import healthy
+from tests.fakes.reports import cpus, healthy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PROBLEM = Problem(Place("axiond.toml", 3, 7, "models.a.sorce"), "unknown field", "did you mean source?")
@@ -30,6 +30,9 @@ class Recorder:
 
     async def status(self) -> Status:
         return healthy(NOW)
+
+    async def cpus(self) -> CpusReport:
+        return cpus(NOW)
 
     async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         self.calls.append(("plan", text, is_json))
@@ -85,6 +88,8 @@ async def admin(socket: Path) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def test_status_health_and_metrics(admin: aiohttp.ClientSession) -> None:
+    async with admin.get("/admin/v1/cpus") as answer:
+        assert CpusReport.model_validate_json(await answer.read()) == cpus(NOW)
     async with admin.get("/admin/v1/status") as answer:
         assert Status.model_validate(await answer.json()) == healthy(NOW)
     async with admin.get("/healthz") as answer:
