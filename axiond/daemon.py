@@ -179,8 +179,8 @@ class _Daemon:
         await _cancel(deciding)
         if self._keep_s is None:
             await executor.stop_all()
-        else:
-            await executor.leave_all()
+        elif left := await executor.leave_all():
+            self._events.emit(log.ENGINES_WERE_LEFT, count=left, for_s=self._keep_s)
         await _cancel(telling)
         self._events.emit(log.DAEMON_WAS_STOPPED)
 

@@ -18,7 +18,7 @@ from axiond.errors import EngineError, EngineStartError
 from axiond.reconcile.state import EngineKey
 
 # Busy with requests it may be late, but whoever waits for it waits in vain if it hangs.
-ANSWER_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
 
 
 class AdoptedEngine(HostedEngine):

@@ -70,6 +70,6 @@ class Engine(Protocol):
         """End it and everything it started, and remove what it left. Never raises for a dead engine."""
         ...
 
-    async def leave(self) -> None:
-        """Let go of it: one that may outlive this daemon runs on for the next one, any other is stopped."""
+    async def leave(self) -> bool:
+        """Let go of it: one that may outlive this daemon runs on for the next one, any other is stopped. Tells whether it runs on."""
         ...

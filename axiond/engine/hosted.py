@@ -101,12 +101,13 @@ class HostedEngine:
             self._stopping = asyncio.create_task(self._terminate(self._life), name=f"stop {self.endpoint.key}")
         await uninterrupted(self._stopping)
 
-    async def leave(self) -> None:
-        if self._life is None or not self.may_outlive or self._stopping:
+    async def leave(self) -> bool:
+        if self._life is None or self._life.done() or self._stopping or not self.may_outlive:
             await self.stop()
-            return
+            return False
         self._life.cancel()
         await asyncio.wait({self._life})
+        return True
 
     def _attach(self, link: Link) -> None:
         """From here on the host is watched; the link is closed with the watch."""

@@ -19,7 +19,7 @@ from axiond.engine.sweep import is_marked, sweep
 from axiond.reconcile.state import EngineKey
 
 CONNECT_INTERVAL_S = 0.01
-HELLO_TIMEOUT_S = 2.0
+HELLO_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)

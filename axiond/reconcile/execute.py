@@ -167,9 +167,15 @@ class Executor:
         """End every engine and fetch at once, for shutdown."""
         await self._let_go(lambda engine: engine.stop())
 
-    async def leave_all(self) -> None:
-        """As `stop_all()`, but engines that may outlive this daemon run on."""
-        await self._let_go(lambda engine: engine.leave())
+    async def leave_all(self) -> int:
+        """As `stop_all()`, but engines that may outlive this daemon run on; returns how many."""
+        left: list[bool] = []
+
+        async def leave(engine: Engine) -> None:
+            left.append(await engine.leave())
+
+        await self._let_go(leave)
+        return sum(left)
 
     async def _let_go(self, end: Callable[[Engine], Awaitable[None]]) -> None:
         for source in self.sources.values():

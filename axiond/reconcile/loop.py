@@ -79,7 +79,7 @@ class Reconciler:
     def resume(self, number: int, etag: str, manifest: Manifest) -> None:
         """Take up a generation from an earlier life of the daemon as the last good one."""
         self.serving = self.desired = Generation.of(number, etag, manifest)
-        self.newest_number, self.newest_etag = number, etag
+        self.newest_number, self.newest_etag, self._changed_at = number, etag, self._world.now()
         self._wake.set()
 
     def submit(self, etag: str, manifest: Manifest, *, again: bool = False) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from axiond.notify import Notifier
+from axiond.notify import Notifier, is_service
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -37,6 +37,31 @@ def test_messages(ear: tuple[socket.socket, str]) -> None:
         b"EXTEND_TIMEOUT_USEC=12500000",
         b"STOPPING=1\nSTATUS=draining",
     ]
+
+
+def test_a_socket_is_given_to_be_kept(ear: tuple[socket.socket, str]) -> None:
+    sock, name = ear
+    notifier = Notifier({"NOTIFY_SOCKET": name})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        notifier.drop_kept()
+        notifier.keep(listener)
+        assert sock.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=listen"
+        message, descriptors, _, _ = socket.recv_fds(sock, 4096, 2)
+        with socket.socket(fileno=descriptors[0]) as kept:
+            assert (message, kept.getsockname()) == (b"FDSTORE=1\nFDNAME=listen", listener.getsockname())
+
+
+SERVICES = {
+    "unit of type notify": ({"NOTIFY_SOCKET": "/run/systemd/notify"}, True),
+    "unit of type simple": ({"INVOCATION_ID": "1", "SYSTEMD_EXEC_PID": str(os.getpid())}, True),
+    "shell below a unit": ({"INVOCATION_ID": "1", "SYSTEMD_EXEC_PID": "1"}, False),
+    "shell": ({}, False),
+}
+
+
+@pytest.mark.parametrize(("environ", "is_one"), SERVICES.values(), ids=SERVICES)
+def test_what_is_a_service(environ: dict[str, str], is_one: bool) -> None:
+    assert is_service(environ) is is_one
 
 
 def test_reloading_carries_the_monotonic_clock(ear: tuple[socket.socket, str]) -> None:

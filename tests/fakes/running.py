@@ -48,12 +48,15 @@ class Running:
         temporary.write_text(tomli_w.dumps(self.manifest))
         temporary.replace(self.path)
 
-    async def start(self, *command: str) -> None:
-        environ = os.environ | {"XDG_STATE_HOME": str(self.folder / "x")}
+    async def start(self, *command: str, listener: int | None = None, **environ: str) -> None:
+        """Start it, as systemd would with *environ* in its environment and *listener* as a socket that was kept for it."""
+        hand_over = f"exec 3<&{listener}; LISTEN_PID=$$ LISTEN_FDS=1 " if listener is not None else ""
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, *command, str(self.path), stdout=log, stderr=log, env=environ
-            )
+                *("sh", "-c", f'{hand_over}exec "$@"', "sh", sys.executable, *command, str(self.path)),
+                stdout=log, stderr=log, env={**os.environ, "XDG_STATE_HOME": str(self.folder / "x"), **environ},
+                pass_fds=() if listener is None else (listener,),
+            )  # fmt: skip
 
     async def ready(self, within_s: float = 30.0) -> "Running":
         """Wait until it answers and everything is settled."""

@@ -58,6 +58,8 @@ class Machine:
 
     def _assignments(self) -> Iterator[str]:
         here = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": "/root", "LANG": "C.UTF-8", "COLUMNS": "140"}
+        # The source is mounted to be read only.
+        here["SKBUILD_BUILD_DIR"] = "/root/build"
         return (f"{name}={value}" for name, value in {**here, **self.environ}.items())
 
 

@@ -1,9 +1,11 @@
+import os
 import socket
 
 import pytest
 
 from axiond.errors import AxiondError
 from axiond.gateway.app import serve_rest
+from axiond.gateway.listen import inherited_sockets, listen
 from axiond.gateway.metrics import Metrics
 from axiond.manifest.spec import Server
 from axiond.routing.router import Router
@@ -31,3 +33,26 @@ async def test_an_impossible_address_is_told(listen: str) -> None:
     with pytest.raises(AxiondError, match="cannot listen on"):
         async with serve_rest(router, Server(listen=listen), Metrics(router)):
             pass
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1", "::1"])
+def test_an_inherited_socket_on_the_address_is_used_and_others_are_closed(where: str) -> None:
+    family = socket.AF_INET6 if ":" in where else socket.AF_INET
+    other, ours, same = (socket.create_server((where, 0), family=family) for _ in range(3))
+    host = f"[{where}]" if ":" in where else where
+    with listen(f"{host}:{ours.getsockname()[1]}", [other, ours, same]) as found:
+        assert found is ours
+        assert (other.fileno(), same.fileno()) == (-1, -1)
+
+
+def test_an_inherited_socket_that_does_not_listen_is_not_used() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(AxiondError, match="Address already in use"), socket.create_server(("127.0.0.1", 0)) as taken:
+            listen(f"127.0.0.1:{taken.getsockname()[1]}", [bound])
+        assert bound.fileno() == -1
+
+
+@pytest.mark.parametrize("environ", [{}, {"LISTEN_PID": "1", "LISTEN_FDS": "1"}, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"}])
+def test_sockets_for_somebody_else_are_left_alone(environ: dict[str, str]) -> None:
+    assert inherited_sockets(environ) == []
