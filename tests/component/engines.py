@@ -52,6 +52,10 @@ class FakeEngine:
         self.calls.append("stop")
         await asyncio.sleep(STOP_S)
 
+    async def leave(self):
+        self.calls.append("leave")
+        return True
+
     def crash(self, how="was killed by SIGKILL"):
         self._how = how
         self._ended.set()
