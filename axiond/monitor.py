@@ -16,7 +16,7 @@ from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.sacrifice import sacrifice
 from axiond.reconcile.state import EngineKey, EngineState
 from axiond.report import KernelsReport
-from axiond.resources.affinity import held_to
+from axiond.resources.affinity import NOWHERE, Held, held_to
 from axiond.resources.budget import Room, read_room
 from axiond.resources.usage import NOTHING, Usage, usage
 
@@ -33,12 +33,11 @@ class Sample:
     """
     An engine's processes as the operating system shows them, and what they say about their kernels.
 
-    *cores* are the CPUs that they may run on, *bound* those that threads are bound to, *nodes* where they take memory from.
+    *held* is where they may run, *nodes* where they take memory from.
     """
 
     pids: tuple[int, ...] = ()
-    cores: frozenset[int] = frozenset()
-    bound: frozenset[int] = frozenset()
+    held: Held = NOWHERE
     nodes: str = ""
     memory: Usage = NOTHING
     kernels: KernelsReport | None = None
@@ -47,7 +46,7 @@ class Sample:
     def of(cls, engine: Engine) -> "Sample":
         pids = engine.pids
         nodes = preferred_nodes(pids[-1]) if pids else ""
-        return cls(pids, *held_to(pids), nodes, usage(pids), kernels_report(engine.kernels()))
+        return cls(pids, held_to(pids), nodes, usage(pids), kernels_report(engine.kernels()))
 
 
 def kernels_report(text: bytes | None) -> KernelsReport | None:

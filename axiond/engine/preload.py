@@ -69,7 +69,7 @@ MODULES = (
     "axiond.kernels.decoder",
     "axiond.kernels.threads",
 )
-BOUND_TO = "GOMP_CPU_AFFINITY"
+BOUND_TO = "AXIOND_CORES"
 
 _T = TypeVar("_T")
 

@@ -18,9 +18,10 @@ from vllm.v1.engine import utils
 from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from axiond.kernels.rebind import Follower
+from axiond.kernels.rebind import ENGINE, Follower
 
 BACKEND = f"{__name__}.OneProcessExecutor"
+BOUND_TO = "AXIOND_CORES"
 SPIN_COUNT = "10000"
 
 _environ: dict[str, str] = {}
@@ -40,9 +41,10 @@ def claim(config: VllmConfig) -> None:
         return
     cores = manager.cpu_lists[0]
     _environ.clear()
-    # libgomp reads its environment once, when EngineCore is loaded: the first core is for the main thread.
+    # libgomp reads its environment once, when EngineCore is loaded: the first core is for the main thread. It never forgets
+    # what it read there, and an engine that the daemon may move is told its cores in another way.
     _environ["OMP_NUM_THREADS"] = str(len(cores))
-    _environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
+    _environ[BOUND_TO if ENGINE in os.environ else "GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
     # A fraction of a millisecond, where libgomp's own is several: enough for what lies between two kernels. A thread that
     # spins for longer costs whoever shares its core more than waking it does: with six other processes on two cores a token
     # took 38 ms, and 95 with libgomp's; alone both take the same.

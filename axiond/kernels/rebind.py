@@ -10,6 +10,8 @@ from vllm.logger import init_logger
 
 from axiond.kernels import threads
 
+ENGINE = "AXIOND_ENGINE"
+
 logger = init_logger(__name__)
 
 
@@ -23,7 +25,7 @@ class Follower:
     @classmethod
     def of_engine(cls) -> "Follower":
         """For this process's engine; of one that axiond did not start, there is nothing to see."""
-        return cls(Path(os.environ.get("AXIOND_ENGINE", "/nonexistent")) / "cores")
+        return cls(Path(os.environ.get(ENGINE, "/nonexistent")) / "cores")
 
     def look(self) -> None:
         """Bind this process anew if the file has changed. Cheap if it has not: one call of the kernel's."""
@@ -35,6 +37,8 @@ class Follower:
             plan = json.loads(self._path.read_bytes())
             release({*plan["compute"], *plan["others"]})
             threads.bind(plan["compute"])
+            # libgomp ends threads that a region does without, and the main one begets new ones: bound as it is, all on its core.
+            os.sched_setaffinity(0, plan["compute"])
         except FileNotFoundError:
             return
         except (OSError, ValueError) as exc:

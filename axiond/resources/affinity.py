@@ -3,17 +3,40 @@
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def held_to(pids: Iterable[int]) -> tuple[frozenset[int], frozenset[int]]:
+@dataclass(frozen=True, slots=True)
+class Held:
     """
-    The CPUs that any thread of these processes may run on, and those that some thread is bound to alone.
+    Where processes may run.
 
-    Makes a call for every thread: call it off the loop.
+    *cores* are the CPUs that any thread may run on, *bound* those that some thread is bound to alone, and *computing* these
+    and the ones of the main thread beside it.
     """
-    masks = [mask for pid in pids for thread in _threads(pid) if (mask := _mask(thread))]
-    return frozenset[int]().union(*masks), frozenset[int]().union(*(mask for mask in masks if len(mask) == 1))
+
+    cores: frozenset[int] = frozenset()
+    bound: frozenset[int] = frozenset()
+    computing: frozenset[int] = frozenset()
+
+
+NOWHERE = Held()
+
+
+def held_to(pids: Iterable[int]) -> Held:
+    """Ask the kernel for every thread of these processes: call it off the loop."""
+    found = NOWHERE
+    for pid in pids:
+        masks = [mask for thread in _threads(pid) if (mask := _mask(thread))]
+        bound = _union(mask for mask in masks if len(mask) == 1)
+        computing = bound | _mask(pid) if bound else bound
+        found = Held(found.cores | _union(masks), found.bound | bound, found.computing | computing)
+    return found
+
+
+def _union(masks: Iterable[frozenset[int]]) -> frozenset[int]:
+    return frozenset[int]().union(*masks)
 
 
 def confine(pid: int, cpus: Collection[int], bound: Collection[int] = ()) -> None:

@@ -69,8 +69,8 @@ async def test_answers_stay_and_speed_follows(smollm2: Path, runtime_dir: Path, 
         for number, plan in enumerate((two, one, two, other, two)):
             engine.rebind(plan)
             assert [await ask(engine, prompt, tokens=24) for prompt in prompts] == expected
-            cores, bound = held_to(engine.pids)
-            assert (cores, bound) == (plan.cores, set(plan.compute))
+            held = held_to(engine.pids)
+            assert (held.cores, held.computing) == (plan.cores, set(plan.compute))
             main_s, second_s = await prefill(engine, number)
             if plan == two:
                 shared_s.append(main_s)
