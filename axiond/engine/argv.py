@@ -69,6 +69,8 @@ def environment(spec: ModelSpec, cores: Iterable[int], folder: Path, state_dir: 
         "VLLM_CACHE_ROOT": str(caches / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "torchinductor"),
         PACKED: str(caches / "packed"),
+        # Large tensors on huge pages: filling a model's weights takes half the time then.
+        "THP_MEM_ALLOC_ENABLE": "1",
         "XDG_CACHE_HOME": str(caches),
         "HF_HOME": str(caches / "huggingface"),
         "HF_HUB_OFFLINE": "1",

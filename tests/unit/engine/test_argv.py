@@ -106,6 +106,7 @@ def test_the_environment_lets_only_harmless_variables_through() -> None:
         "VLLM_CACHE_ROOT": "/s/cache/vllm",
         "TORCHINDUCTOR_CACHE_DIR": "/s/cache/torchinductor",
         "AXIOND_PACKED": "/s/cache/packed",
+        "THP_MEM_ALLOC_ENABLE": "1",
         "XDG_CACHE_HOME": "/s/cache",
         "HF_HOME": "/s/cache/huggingface",
         "HF_HUB_OFFLINE": "1",
