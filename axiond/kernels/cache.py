@@ -126,15 +126,18 @@ class Reading:
 
     def __init__(self, path: Path, reader: Reader) -> None:
         self._path, self._reader = path, reader
+        self._entries = reader.entries
         self._waiting = set(reader.entries)
 
     def begin(self, model: Module) -> None:
-        """Raises Damaged if this model has other parameters than the one that was packed."""
         self._names = {id(module): name for name, module in model.named_modules()}
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        expected = {name: what for entry in self._reader.entries.values() for name, what in entry.about["parameters"].items()}
+        expected = {name: what for entry in self._entries.values() for name, what in entry.about["parameters"].items()}
         if described({name: parameters[name] for name in expected if name in parameters}) != expected:
-            raise Damaged("it is of another model")
+            active.say(f"{self._path} is not used: it is of another model")
+            self._path.unlink(missing_ok=True)
+            self._entries, self._waiting = {}, set()
+            return
         for name in expected:
             parameters[name].weight_loader = ignore
         for name in self._waiting & set(expected):
@@ -146,16 +149,17 @@ class Reading:
 
     def packed(self, layer: Module, parameters: Iterable[Any], pack: Pack) -> Any:
         name = self._names[id(layer)]
-        if name not in self._reader.entries:
+        if name not in self._entries:
             return pack()
         self._waiting.discard(name)
-        return ops().adopt(self._reader.tensor(name), self._reader.entries[name].about["arguments"])
+        return ops().adopt(self._reader.tensor(name), self._entries[name].about["arguments"])
 
     def end(self) -> None:
         if self._waiting:  # their weights have not been read
             self._path.unlink(missing_ok=True)
             raise RuntimeError(f"{self._path} has weights that nobody asked for, {min(self._waiting)} and others: it is removed")
-        active.tell(weights=f"mapped, {sum(entry.size for entry in self._reader.entries.values()) >> 20} MiB")
+        size = sum(entry.size for entry in self._entries.values()) >> 20
+        active.tell(weights=f"mapped, {size} MiB" if self._entries else "packed at this start; not kept: its file was of another model")
 
 
 def ops() -> Any:
