@@ -270,7 +270,7 @@ def fork(become: Callable[[], NoReturn], printing: int, held: ExitStack) -> int:
 
 def live(become: Callable[[], NoReturn], host: int, printing: int, held: ExitStack, mask: Iterable[int]) -> NoReturn:
     """Be the engine's process."""
-    code = 127
+    code = 1
     try:
         die_with_parent(host)
         signal.set_wakeup_fd(-1)

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from axiond.manifest.spec import Change, GoldenPrompt, ModelSpec, change_of
+from tests.fakes.remains import all_ended
 from tests.fakes.running import REAL, Running, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
@@ -47,9 +51,15 @@ async def daemon(smollm2: Path) -> AsyncIterator[Running]:
         "drain_grace_s": 60,
         "golden": {"prompt": "What is the capital of France?", "expect": "Paris", "min_tokens_per_s": 0.5},
     }
+    manifest = {"models": {"smollm2": model}, "server": {"on_exit": "keep", "keep_for": "60s"}}
     with tempfile.TemporaryDirectory(prefix="ax", dir="/tmp") as folder:
-        async with running(Path(folder), {"models": {"smollm2": model}}, *REAL, ready_within_s=300) as found:
+        async with running(Path(folder), manifest, *REAL, ready_within_s=300) as found:
             yield found
+            kept = [engine.pids for engine in (await found.status()).engines]
+        for host, *_ in kept:
+            os.kill(host, signal.SIGTERM)
+        await all_ended([pid for pids in kept for pid in pids], within_s=30)
+        assert list((Path(folder) / "r" / "e").iterdir()) == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -183,3 +193,19 @@ async def test_model_that_vllm_refuses_rolls_back_with_its_words(client, daemon)
     assert status.rejection
     assert any("max-logprobs" in line for line in status.rejection.tail)
     assert "Paris" in await greedy(client)
+
+
+async def test_the_daemon_is_killed_and_the_next_one_has_the_same_engine(daemon, client):
+    """The last test: it leaves an adopted engine."""
+    (before,) = (await daemon.status()).engines
+    said = await greedy(client)
+    await daemon.stop(signal.SIGKILL)
+    began = time.monotonic()
+    await daemon.start(*REAL)
+    assert await greedy(client.with_options(max_retries=10)) == said
+    print(f"the same answer {time.monotonic() - began:.2f} s after the start")
+    (after,) = (await daemon.status()).engines
+    assert (after.pids, after.reason, after.cores) == (before.pids, "adopted", before.cores)
+    assert abs((after.since - before.since).total_seconds()) < 1
+    assert after.kernels == before.kernels is not None
+    assert after.memory_bytes > before.memory_bytes / 2

@@ -133,9 +133,9 @@ def roll_back(machine: Machine) -> None:
 def kill_daemon(machine: Machine) -> None:
     """SIGKILL to the daemon, twice: systemd starts it again, which adopts the engine; whoever asks meanwhile waits for the answer"""
     for restarts in (1, 2):
-        before = engine_pids(machine)
+        before, usual_s = engine_pids(machine), ask(machine, "smollm2")
         machine.run("kill -KILL $(systemctl show -P MainPID axiond)")
-        ask(machine, "smollm2", within_s=ANSWERS_AGAIN_WITHIN_S)
+        expect_soon(machine, ask(machine, "smollm2") - usual_s)
         expect(machine.run("systemctl show -P NRestarts axiond", is_quiet=True).output.strip() == str(restarts), "systemd did nothing")
         expect(engine_pids(machine) == before, "the engine was not adopted")
     machine.run("axiond status")
@@ -155,10 +155,10 @@ def restart(machine: Machine) -> None:
 
 def restart_changed(machine: Machine) -> None:
     """a restart with a changed engine: the old one serves on until the new one is ready"""
-    before = engine_pids(machine)
+    before, usual_s = engine_pids(machine), ask(machine, "smollm2")
     machine.run(f"cp {MANIFEST} /root/unchanged.toml; sed -i 's/^max_num_seqs = .*/max_num_seqs = 6/' {MANIFEST}")
     machine.run("systemctl kill --kill-whom=main --signal=KILL axiond")
-    ask(machine, "smollm2", within_s=ANSWERS_AGAIN_WITHIN_S)
+    expect_soon(machine, ask(machine, "smollm2") - usual_s)
     wait_for(machine, "the end of the old engine", lambda: not set(processes(machine)) & set(before))
     ask(machine, "smollm2")
     machine.run(f"cp /root/unchanged.toml {MANIFEST} && systemctl reload axiond", timeout_s=START_TIMEOUT_S)
@@ -236,12 +236,22 @@ STEPS: tuple[Callable[[Machine], None], ...] = (
 )  # fmt: skip
 
 
-def ask(machine: Machine, model: str, within_s: float = 60) -> None:
-    """A real question to the real model; a connection that is refused or cut is a failure."""
+def expect_soon(machine: Machine, later_s: float) -> None:
+    """An answer that came so much later than usual came soon enough; what other processes took from the daemon does not count."""
+    robbed_s = int(machine.run("cat /proc/$(systemctl show -P MainPID axiond)/schedstat", is_quiet=True).output.split()[1]) / 1e9
+    machine.say(f"(the answer came {later_s:.2f} s later than usual; for {robbed_s:.2f} s of them other processes had the cores)\n")
+    expect(later_s - robbed_s < ANSWERS_AGAIN_WITHIN_S, "the daemon was away for too long")
+
+
+def ask(machine: Machine, model: str) -> float:
+    """A real question to the real model, and the seconds it took; a connection that is refused or cut is a failure."""
     url = f"http://127.0.0.1:{PORT}/v1/chat/completions -H 'Content-Type: application/json'"
     body = {"model": model, "temperature": 0, "max_tokens": 8, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    answer = machine.run(f"curl -sS --max-time {within_s} {url} -d '{json.dumps(body)}'")
+    began = time.monotonic()
+    answer = machine.run(f"curl -sS --max-time 60 {url} -d '{json.dumps(body)}'")
+    took_s = time.monotonic() - began
     expect("Paris" in answer.output, "the model does not know Paris")
+    return took_s
 
 
 def status(machine: Machine) -> dict[str, Any]:
