@@ -79,9 +79,9 @@ def prepare() -> None:
     for name in MODULES:
         with suppress(ImportError):
             importlib.import_module(name)
-    server.vllm_parser()
     # It looks for the place of this process's title, which a changed environment hides.
     setproctitle.getproctitle()
+    from vllm import plugins
     from vllm.model_executor.models import registry
     from vllm.platforms.cpu import CpuPlatform
     from vllm.renderers import hf
@@ -95,6 +95,7 @@ def prepare() -> None:
     hf.maybe_make_thread_pool = _without_copies(hf.maybe_make_thread_pool)
     registry._run_in_subprocess = run_here
     utils.torch = PagedLater(utils.torch)
+    assert not plugins.plugins_loaded, "an engine's own settings decide what its plugins do"
 
 
 def serve(argv: tuple[str, ...]) -> int:
