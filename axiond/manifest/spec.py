@@ -173,7 +173,9 @@ class ModelSpec(Spec):
         None, "How long a loaded model stays before another may take its memory; unset: half as long as its load took."
     )
     pin: bool = live(False, "Never unload for another model.")
-    max_in_flight: int | None = live(None, "Requests in one engine at a time, the others queue; unset: max_num_seqs, or else the 128 of vLLM on a CPU.", ge=1)
+    max_in_flight: int | None = live(
+        None, "Requests in one engine at a time, the others queue; unset: max_num_seqs, or else the 128 of vLLM on a CPU.", ge=1
+    )
     memory_ceiling: ByteSize | None = live(
         None, "Replace an engine that has grown beyond this, new before old; unset: half more than expected.", ge=2**26
     )
