@@ -29,6 +29,10 @@ from axiond.reconcile.preview import preview
 from axiond.reconcile.state import Observed
 from axiond.render import cpus_view, event_line, exit_code, plan_view, status_view
 from axiond.report import PlanReport, Report, Status
+from axiond.resources import fit
+from axiond.resources.budget import read_room
+from axiond.resources.fit import empty_budget_bytes, expectations
+from axiond.resources.measured import MeasuredStore
 from axiond.resources.topology import read_topology
 
 DEFAULT_MANIFEST: Final = Path("/etc/axiond/axiond.toml")
@@ -134,6 +138,8 @@ def check(
         loaded = load(manifest)
         if engine:
             problems = asyncio.run(_check_engines(manifest, loaded.manifest))
+        if lack := fit.problem(loaded.manifest):
+            problems = (*problems, Problem(Place(str(manifest), field="models"), lack))
     except ManifestError as exc:
         problems = exc.problems
     if as_json:
@@ -251,16 +257,21 @@ async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
         words, report = _plan_alone(manifest)
         _complain(f"{exc}; {words}:")
     _print(report if as_json else plan_view(report))
+    if report.memory and report.memory.problem:
+        _complain(f"it would be rejected: {report.memory.problem}")
+        return FAILED
     return OK if report.is_empty else CHANGES
 
 
 def _plan_alone(manifest: Path) -> tuple[str, PlanReport]:
     candidate = load(manifest).manifest
+    expected = expectations(candidate, MeasuredStore(candidate.server.state_dir))
+    observed = Observed(budget_bytes=empty_budget_bytes(candidate.server.memory_budget, read_room()))
     stored, _ = LastGood(state_folder(), manifest.absolute()).load()
     if stored:
-        report = preview(stored.generation + 1, stored.manifest, candidate, Observed())
+        report = preview(stored.generation + 1, stored.manifest, candidate, observed, expected)
         return f"compared with generation {stored.generation}, the last good one", report
-    return "this is what a first start would do", preview(1, ManifestSpec(), candidate, Observed())
+    return "this is what a first start would do", preview(1, ManifestSpec(), candidate, observed, expected)
 
 
 async def _reload(socket: Path, wait: bool, timeout_s: float, as_json: bool) -> int:

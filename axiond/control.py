@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,9 +23,23 @@ from axiond.monitor import Monitor, Sample
 from axiond.placement import Placement
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
+from axiond.reconcile.memory import held_bytes
 from axiond.reconcile.preview import preview
-from axiond.report import CpusReport, EngineReport, Event, ForkServerReport, ModelReport, PlanReport, ReloadReport, SourceReport, Status
+from axiond.reconcile.state import Observed
+from axiond.report import (
+    CpusReport,
+    EngineReport,
+    Event,
+    ForkServerReport,
+    MemoryReport,
+    ModelReport,
+    PlanReport,
+    ReloadReport,
+    SourceReport,
+    Status,
+)
 from axiond.resources.cores import differences
+from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
 
 
@@ -115,9 +130,14 @@ class Control:
     async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What *text* would do. Raises ManifestError."""
         loaded = await asyncio.to_thread(parse, text, self.path.with_suffix(".json" if is_json else ".toml"))
-        reconciler = self._reconciler
+        reconciler, memory = self._reconciler, self._reconciler.memory
         served = reconciler.serving.manifest if reconciler.serving else Manifest()
-        return preview(reconciler.newest_number + 1, served, loaded.manifest, reconciler.observe())
+        expected = await asyncio.to_thread(expectations, loaded.manifest, memory.measured)
+        observed = reconciler.observe()
+        # What the daemon has fetched is known to it alone.
+        expected = expected | {digest: known for digest, known in observed.predictions.items() if digest in expected}
+        budget_bytes = memory.budget_bytes(loaded.manifest.server.memory_budget, held_bytes(observed, ()))
+        return preview(reconciler.newest_number + 1, served, loaded.manifest, replace(observed, budget_bytes=budget_bytes), expected)
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return self._events.follow()
@@ -136,6 +156,7 @@ class Control:
         """As `status()`, with processes as they were last looked at."""
         reconciler = self._reconciler
         records = sorted(reconciler.executor.engines.values(), key=lambda record: record.key)
+        observed = reconciler.observe()
         desired, serving = reconciler.desired, reconciler.serving
         return Status(
             version=__version__,
@@ -147,12 +168,13 @@ class Control:
             is_settled=reconciler.is_settled,
             conditions=reconciler.conditions,
             models=self._models(),
-            engines=tuple(map(self._engine, records)),
+            engines=tuple(self._engine(record, observed) for record in records),
             sources=tuple(
                 SourceReport(source=str(source), state=record.view.state, reason=record.view.reason, weight_bytes=record.view.weight_bytes)
                 for source, record in sorted(reconciler.executor.sources.items())
             ),
             rejection=reconciler.rejection,
+            memory=self._memory(observed),
             daemon_memory_bytes=psutil.Process().memory_info().rss,
             fork_server=self._fork_server(self._monitor.forks) if self._monitor.forks else None,
         )
@@ -160,6 +182,11 @@ class Control:
     def _fork_server(self, forks: ForkServer) -> ForkServerReport:
         memory = self._monitor.fork_server_bytes if forks.pid else 0
         return ForkServerReport(state=forks.state, pid=forks.pid or 0, memory_bytes=memory, forked=forks.forked, problem=forks.problem)
+
+    def _memory(self, observed: Observed) -> MemoryReport:
+        used = sum(sample.memory.bytes for sample in self._monitor.samples.values())
+        free = self._reconciler.memory.room.free_bytes
+        return MemoryReport(budget_bytes=observed.budget_bytes, promised_bytes=held_bytes(observed, ()), used_bytes=used, free_bytes=free)
 
     def _models(self) -> tuple[ModelReport, ...]:
         router = self._reconciler.router
@@ -178,9 +205,10 @@ class Control:
             for name, pool in router.table.pools.items()
         )
 
-    def _engine(self, record: EngineRecord) -> EngineReport:
+    def _engine(self, record: EngineRecord, observed: Observed) -> EngineReport:
         key, sample = record.key, self._monitor.samples.get(record.key, Sample())
         published, plan = self._reconciler.published, self._placement.plan_of(key)
+        prediction = observed.predictions.get(key.digest, record.prediction)
         return EngineReport(
             key=str(key),
             model=key.model,
@@ -195,7 +223,9 @@ class Control:
             compute_cores=format_cpu_list(sample.held.computing),
             memory_nodes=sample.nodes,
             core_notes=(*plan.notes, *differences(plan, sample.held.cores, sample.held.bound)),
-            memory_estimate_bytes=record.prediction.steady_bytes,
+            memory_estimate_bytes=prediction.steady_bytes,
+            memory_arithmetic=prediction.arithmetic(),
+            memory_ceiling_bytes=observed.engines[key].ceiling_bytes,
             memory_bytes=sample.memory.bytes,
             in_flight=self._reconciler.router.in_flight(key),
             failures=record.failures,

@@ -25,6 +25,8 @@ from axiond.report import (
     Event,
     FieldChange,
     KernelsReport,
+    MemoryPlan,
+    MemoryReport,
     ModelReport,
     PlanReport,
     SourceReport,
@@ -60,6 +62,7 @@ def status_view(status: Status, now: datetime, *, with_kernels: bool = False) ->
     ]
     if with_kernels:
         parts.append(_kernels(status.engines))
+        parts += [f"Memory of {engine.key}: {engine.memory_arithmetic}" for engine in status.engines if engine.memory_arithmetic]
     if any(source.state != "ready" for source in status.sources):
         parts.append(_sources(status.sources))
     if rejection := status.rejection:
@@ -109,7 +112,15 @@ def plan_view(plan: PlanReport) -> RenderableType:
     for name, fields in (("[server]", plan.server), ("[[routes]]", plan.routes)):
         if fields:
             table.add_row(name, "", "", _fields(fields), "")
-    return Group(table, "", plan_sentence(plan)) if table.row_count else Text(plan_sentence(plan))
+    parts: list[RenderableType] = [table, ""] if table.row_count else []
+    parts += [f"{change.model}: {change.memory_arithmetic}" for change in plan.models if change.memory_arithmetic]
+    parts += [_memory_plan(plan.memory), ""] if plan.memory and plan.memory.needed_bytes else []
+    return Group(*parts, plan_sentence(plan))
+
+
+def _memory_plan(memory: MemoryPlan) -> Text:
+    words = f"Together, models that are always loaded need {_size(memory.needed_bytes)} of a budget of {_size(memory.budget_bytes)}."
+    return Text(words, "bold red" if memory.problem else "")
 
 
 def plan_sentence(plan: PlanReport) -> str:
@@ -156,7 +167,13 @@ def _headline(status: Status) -> Text:
     return Text.assemble(
         (f"axiond {status.version}", "bold"),
         f"  {status.manifest}\ngeneration {status.generation}{acted}, {serving}, {settled}{memory}",
+        _memory(status.memory) if status.memory else "",
     )
+
+
+def _memory(memory: MemoryReport) -> str:
+    room = f"{_size(memory.used_bytes)} used, {_size(memory.promised_bytes)} promised of {_size(memory.budget_bytes)}"
+    return f"\nmemory of engines: {room}; {_size(memory.free_bytes)} are free"
 
 
 def _conditions(conditions: Iterable[Condition], now: datetime) -> Table:
@@ -187,11 +204,16 @@ def _engines(engines: Iterable[EngineReport], now: datetime) -> Table:
             "yes" if engine.is_routed else "no",
             " ".join(map(str, engine.pids)),
             engine.cores,
-            _size(engine.memory_bytes) if engine.memory_bytes else f"~{_size(engine.memory_estimate_bytes)}",
+            _used(engine),
             str(engine.in_flight),
             _shortened(engine.reason),
         )
     return table
+
+
+def _used(engine: EngineReport) -> str:
+    sizes = (_size(engine.memory_bytes), f"~{_size(engine.memory_estimate_bytes)}")
+    return " of ".join(size for size, known in zip(sizes, (engine.memory_bytes, engine.memory_estimate_bytes), strict=True) if known)
 
 
 def _kernels(engines: Iterable[EngineReport]) -> RenderableType:

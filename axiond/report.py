@@ -75,7 +75,9 @@ class EngineReport(Report):
     memory_nodes: str = ""
     core_notes: tuple[str, ...] = ()
     memory_estimate_bytes: int = 0
+    memory_arithmetic: str = ""
     memory_bytes: int = 0
+    memory_ceiling_bytes: int = 0
     in_flight: int = 0
     failures: int = 0
     kernels: KernelsReport | None = None
@@ -130,6 +132,19 @@ class ModelReport(Report):
     wait_s: float | None = None
 
 
+class MemoryReport(Report):
+    """
+    The memory of all engines: what they may use, what is promised to those that run, and what they use.
+
+    *free_bytes* is what this machine, or the tightest control group, has left.
+    """
+
+    budget_bytes: int
+    promised_bytes: int
+    used_bytes: int
+    free_bytes: int
+
+
 class RejectionReport(Report):
     """Why a generation was not realised; *tail* holds the failed engine's last output lines."""
 
@@ -164,6 +179,7 @@ class Status(Report):
     engines: tuple[EngineReport, ...]
     sources: tuple[SourceReport, ...]
     rejection: RejectionReport | None = None
+    memory: MemoryReport | None = None
     daemon_memory_bytes: int = 0
     fork_server: ForkServerReport | None = None
 
@@ -188,6 +204,15 @@ class ModelChange(Report):
     strategy: Literal["surge", "stop-first", ""] = ""
     fields: tuple[FieldChange, ...] = ()
     memory_bytes: int = 0
+    memory_arithmetic: str = ""
+
+
+class MemoryPlan(Report):
+    """What models that are always loaded need together, against the budget; *problem* is why the manifest would be rejected."""
+
+    budget_bytes: int
+    needed_bytes: int
+    problem: str = ""
 
 
 class PlanReport(Report):
@@ -197,6 +222,7 @@ class PlanReport(Report):
     models: tuple[ModelChange, ...]
     server: tuple[FieldChange, ...] = ()
     routes: tuple[FieldChange, ...] = ()
+    memory: MemoryPlan | None = None
 
     @property
     def is_empty(self) -> bool:
