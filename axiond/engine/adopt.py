@@ -33,9 +33,11 @@ class AdoptedEngine(HostedEngine):
         self.may_outlive = True
         self._attach(link)
 
-    def _kill(self) -> None:
+    async def kill(self) -> None:
+        """As `stop()`, for one that would not hear SIGTERM, or that nobody would wait for."""
         if self._link and self._life and not self._life.done():
             self._link.send_signal(signal.SIGKILL)
+        await self.stop()
 
     async def start(self) -> None:
         key = str(self.identity.key)
@@ -46,9 +48,7 @@ class AdoptedEngine(HostedEngine):
             await self.stop()
             raise
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
-            # It would hear no SIGTERM either.
-            self._kill()
-            await self.stop()
+            await self.kill()
             raise EngineStartError(key, f"was found running, but did not answer: {exc or type(exc).__name__}", self.tail) from exc
 
 
@@ -58,7 +58,7 @@ async def find_engines(runtime_dir: Path, on_line: Callable[[EngineKey, str], No
     engines: dict[EngineKey, AdoptedEngine] = {}
     for engine in filter(None, found):
         if engines.setdefault(engine.identity.key, engine) is not engine:
-            await engine.stop()
+            await engine.kill()
     return tuple(engines.values())
 
 

@@ -117,9 +117,12 @@ async def link_to_old(folder: Path) -> tuple[Link, Hello]:
         OSError: there is none, or it says nothing sensible.
     """
     reader, writer = await asyncio.open_unix_connection(str(folder / CONTROL_SOCKET), limit=LONGEST_MESSAGE)
-    pid = peer_pid(writer)
-    descriptor = os.pidfd_open(pid)
-    link = Link(pid, descriptor, reader, writer)
+    try:
+        pid = peer_pid(writer)
+        link = Link(pid, os.pidfd_open(pid), reader, writer)
+    except OSError:
+        writer.close()
+        raise
     try:
         if not is_marked(pid, folder):
             raise OSError(f"process {pid} is not of {folder}")
