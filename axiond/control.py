@@ -135,7 +135,7 @@ class Control:
         expected = await asyncio.to_thread(expectations, loaded.manifest, memory.measured)
         observed = reconciler.observe()
         # What the daemon has fetched is known to it alone.
-        expected = expected | {digest: known for digest, known in observed.predictions.items() if digest in expected}
+        expected = {digest: observed.predictions.get(digest, prediction) for digest, prediction in expected.items()}
         budget_bytes = memory.budget_bytes(loaded.manifest.server.memory_budget, held_bytes(observed, ()))
         return preview(reconciler.newest_number + 1, served, loaded.manifest, replace(observed, budget_bytes=budget_bytes), expected)
 
