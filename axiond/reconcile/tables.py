@@ -53,7 +53,7 @@ def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey
     views = [view for key, view in observed.engines.items() if key.model == model.name and key.digest == model.digest]
     if any(view.state is EngineState.READY for view in views):
         return {"is_coming": True}
-    troubled = [view for view in views if view.is_troubled and not (model.is_lazy and _may_start_again(view, now))]
+    troubled = [view for view in views if view.is_troubled and not (model.is_lazy and _is_tried_again(view, now))]
     if troubled:
         return {
             "is_coming": False,
@@ -78,8 +78,8 @@ def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey
     return {"is_coming": True, "reason": _progress(views, source.reason if source else ""), "ready_in_s": load_s}
 
 
-def _may_start_again(view: EngineView, now: float) -> bool:
-    return view.state is EngineState.BACKOFF and now >= view.retry_at
+def _is_tried_again(view: EngineView, now: float) -> bool:
+    return view.state is EngineState.STARTING or (view.state is EngineState.BACKOFF and now >= view.retry_at)
 
 
 def _progress(views: list[EngineView], fetching: str) -> str:
