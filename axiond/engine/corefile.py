@@ -5,7 +5,7 @@ from pathlib import Path
 
 from axiond.engine.numa import move_memory
 from axiond.resources.affinity import confine
-from axiond.resources.cores import ANYWHERE, CorePlan
+from axiond.resources.cores import ANYWHERE, CORE_PLAN, CorePlan
 
 NAME = "cores"
 
@@ -13,15 +13,15 @@ NAME = "cores"
 def read(folder: Path) -> CorePlan:
     """The plan that was last written; none of any core if there is none."""
     try:
-        return CorePlan.from_json((folder / NAME).read_bytes())
-    except (OSError, ValueError, TypeError):
+        return CORE_PLAN.validate_json((folder / NAME).read_bytes())
+    except (OSError, ValueError):
         return ANYWHERE
 
 
 def write(folder: Path, plan: CorePlan) -> None:
     """Raises OSError."""
     draft = folder / f"{NAME}.new"
-    draft.write_text(plan.to_json())
+    draft.write_bytes(CORE_PLAN.dump_json(plan))
     draft.replace(folder / NAME)
 
 
@@ -34,8 +34,9 @@ def follow(folder: Path, pids: tuple[int, ...], old: CorePlan, new: CorePlan) ->
     Raises:
         OSError: the kernel refuses.
     """
+    bound = {frozenset({cpu}) for cpu in new.compute} - {old.cores}
     for pid in pids:
-        confine(pid, new.cores, bound=new.compute)
+        confine(pid, new.cores, bound)
     write(folder, new)
     if old.nodes and new.nodes and old.nodes != new.nodes:
         for pid in pids:

@@ -39,16 +39,15 @@ def _union(masks: Iterable[frozenset[int]]) -> frozenset[int]:
     return frozenset[int]().union(*masks)
 
 
-def confine(pid: int, cpus: Collection[int], bound: Collection[int] = ()) -> None:
+def confine(pid: int, cpus: Collection[int], spared: Collection[frozenset[int]] = ()) -> None:
     """
-    Hold every thread of a process to *cpus*, but leave those alone that are bound to one of *bound*.
+    Hold every thread of a process to *cpus*, but those that are held to one of the *spared* sets.
 
     Raises:
         OSError: the kernel refuses.
     """
     for thread in _threads(pid):
-        mask = _mask(thread)
-        if len(mask) != 1 or not mask <= set(bound):
+        if _mask(thread) not in spared:
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, cpus)
 

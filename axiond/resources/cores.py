@@ -1,11 +1,12 @@
 """Which cores each engine runs on: one plan for all of them. Pure."""
 
-import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
+
+import pydantic
 
 from axiond.manifest.spec import ModelSpec
 from axiond.resources.machine import Core, Topology, format_cpu_list, parse_cpu_list
@@ -72,16 +73,9 @@ class CorePlan:
     def cores(self) -> frozenset[int]:
         return frozenset((*self.compute, *self.others))
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "CorePlan":
-        """Raises ValueError or TypeError: *text* is no plan."""
-        return cls(**{name: tuple(value) for name, value in json.loads(text).items()})
-
 
 ANYWHERE = CorePlan(())
+CORE_PLAN = pydantic.TypeAdapter(CorePlan)
 
 
 def reserved_cores(topology: Topology, claims: Iterable[Claim], reserved: int | None) -> tuple[Core, ...]:

@@ -58,7 +58,7 @@ async def test_a_core_can_be_reserved_for_the_daemon_while_it_runs(folder):
         daemon.write()
         await until_on(daemon, a=SECOND, b=SECOND)
         async with asyncio.timeout(10):
-            while os.sched_getaffinity(daemon.process.pid) != {int(FIRST)}:
+            while os.sched_getaffinity(daemon.process.pid) != {int(FIRST)}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         notes = {engine.model: engine.core_notes for engine in (await daemon.status()).engines}
         assert notes == {
@@ -77,6 +77,7 @@ async def test_the_next_daemon_finds_engines_where_they_were(folder):
         await until_on(daemon, b=BOTH)
         daemon.manifest["models"]["a"] = model
         daemon.write()
+        await daemon.settled(3)
         before = await until_on(daemon, a=SECOND, b=FIRST)
         await daemon.stop()
         await daemon.start(*FAKE)
