@@ -60,6 +60,7 @@ def status_view(status: Status, now: datetime, *, with_kernels: bool = False) ->
         for engine in status.engines
         if engine.kernels and engine.kernels.problem
     ]
+    parts += [_with_lines(f"Cores of {engine.key}:", engine.core_notes) for engine in status.engines if engine.core_notes]
     if with_kernels:
         parts.append(_kernels(status.engines))
         parts += [f"Memory of {engine.key}: {engine.memory_arithmetic}" for engine in status.engines if engine.memory_arithmetic]

@@ -117,8 +117,8 @@ def plan_cores(
         helpers = _helpers(topology, set_aside)
         for slot, cores in _share_out(free, sharing, before).items():
             plans[slot] = _plan(topology, cores, helpers)
-    named = {claim.slot for claim in claims if claim.named is not None}
-    return {claim.slot: replace(plans[claim.slot], notes=tuple(_notes(claim.slot, plans, topology, named))) for claim in claims}
+    asked = {claim.slot: claim for claim in claims}
+    return {slot: replace(plans[slot], notes=tuple(_notes(slot, plans, topology, asked))) for slot in asked}
 
 
 def _plan_named(topology: Topology, named: frozenset[int]) -> CorePlan:
@@ -164,16 +164,24 @@ def _share_out(free: Sequence[Core], claims: Sequence[Claim], before: Mapping[Sl
     return share(free, {claim.slot: claim.share for claim in claims}, held)
 
 
-def _notes(slot: Slot, plans: Mapping[Slot, CorePlan], topology: Topology, named: Collection[Slot]) -> Iterator[str]:
+def _notes(slot: Slot, plans: Mapping[Slot, CorePlan], topology: Topology, claims: Mapping[Slot, Claim]) -> Iterator[str]:
     physical = {cpu: core.cpus for core in topology.cores for cpu in core.cpus}
     mine = _physical(plans[slot], physical)
     company: dict[tuple[str, str], list[str]] = {}
     for other in sorted(plans):
         if other != slot and (both := mine & _physical(plans[other], physical)):
-            why = "both name it" if {slot, other} <= set(named) else "there are not enough cores"
-            company.setdefault((format_cpu_list(cpu for cpus in both for cpu in cpus), why), []).append(str(other))
+            cpus = format_cpu_list(cpu for cpus in both for cpu in cpus)
+            company.setdefault((cpus, _why_both(claims[slot], claims[other])), []).append(str(other))
     for (cpus, why), others in company.items():
         yield f"shares CPU {cpus} with {', '.join(others)}: {why}"
+
+
+def _why_both(one: Claim, other: Claim) -> str:
+    if one.named is not None and other.named is not None:
+        return "both name it"
+    if fixed := [str(claim.slot) for claim in (one, other) if claim.is_fixed]:
+        return f"{' and '.join(fixed)} cannot move before the next start"
+    return "there are not enough cores"
 
 
 def _physical(plan: CorePlan, physical: Mapping[int, tuple[int, ...]]) -> set[tuple[int, ...]]:

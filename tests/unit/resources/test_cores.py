@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axiond.manifest.spec import ModelSpec
-from axiond.resources.cores import Claim, Slot, plan_cores, reserved_cores
+from axiond.resources.cores import ANYWHERE, Claim, CorePlan, Slot, differences, plan_cores, reserved_cores
 from axiond.resources.machine import Core, Topology, format_cpu_list, parse_cpu_list
 from axiond.resources.place import exact_shares
 from tests.fakes.machines import MACHINES, reader
@@ -112,6 +112,28 @@ def test_cores_are_left_to_the_daemon(topologies, machine, reserved, wanted, cor
 def test_sharing_a_core_is_told(topologies, wanted, notes):
     plans = plan_cores(topologies["vm"], claims(wanted), None)
     assert {slot.model: " ".join(plan.notes) for slot, plan in plans.items() if plan.notes} == notes
+
+
+def test_sharing_with_an_engine_that_cannot_move_is_told(topologies):
+    before = plan_cores(topologies["vm"], claims("a"), None)
+    plans = plan_cores(topologies["vm"], [replace(claim("a"), is_fixed=True), claim("b")], None, before)
+    assert plans[Slot("b")].notes == ("shares CPU 0-1 with a: a cannot move before the next start",)
+
+
+@pytest.mark.parametrize(
+    ("cores", "bound", "said"),
+    [
+        ({0, 1, 64}, {0, 1}, []),
+        ({0, 1}, {0}, []),
+        (set(), set(), []),
+        ({0, 5}, {0}, ["runs on CPU 0,5, planned was 0-1,64"]),
+        ({0, 64}, {64}, ["computes on CPU 64, planned was 0-1"]),
+    ],
+    ids=["as planned", "fewer", "ended", "elsewhere", "on siblings"],
+)
+def test_what_differs_from_the_plan_is_said(cores, bound, said):
+    assert list(differences(CorePlan((0, 1), (64,)), frozenset(cores), frozenset(bound))) == said
+    assert list(differences(ANYWHERE, frozenset(cores), frozenset(bound))) == []
 
 
 def test_cores_that_may_not_be_used_are_missing(topologies):
