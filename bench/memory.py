@@ -27,7 +27,7 @@ from axiond.engine.spawn import PLAIN, Spawner
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
 from axiond.resources.checkpoint import read_checkpoint
-from axiond.resources.estimate import Prediction, predict
+from axiond.resources.estimate import EXECUTED, FORKED, Prediction, predict
 from axiond.resources.usage import NOTHING, Usage, usage
 from bench.machine import describe
 from bench.models import make
@@ -129,7 +129,7 @@ async def load(socket: Path, subject: Subject) -> None:
 
 async def measure(subject: Subject, spawner: Spawner, runtime: Path, is_forked: bool) -> Row:
     spec, folder = subject.spec, make(MODELS, subject.model)
-    expected = predict(spec, read_checkpoint(folder))
+    expected = predict(spec, read_checkpoint(folder), processes=FORKED if is_forked else EXECUTED)
     engine = ProcessEngine(Launch(EngineKey("m", spec.digest()), "m", spec, folder, runtime, STATE), spawner=spawner)
     watch, ready, peak_bytes = Watch(engine), NOTHING, 0
     try:

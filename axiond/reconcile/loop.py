@@ -16,12 +16,13 @@ from axiond.reconcile.actions import Publish, Reject
 from axiond.reconcile.conditions import Facts, conditions, troubles, unserved, unsettled
 from axiond.reconcile.execute import EngineRecord, Executor, World
 from axiond.reconcile.generation import Generation
+from axiond.reconcile.history import History
 from axiond.reconcile.memory import held_bytes
 from axiond.reconcile.plan import next_wake_s, plan
 from axiond.reconcile.state import EngineKey, EngineState, Observed, Published
 from axiond.reconcile.tables import route_table
 from axiond.report import Condition, RejectionReport, ReloadReport
-from axiond.resources.estimate import Prediction, predict
+from axiond.resources.estimate import Prediction, predict, processes_of
 from axiond.resources.memory import Memory
 from axiond.routing.router import Router
 
@@ -72,6 +73,7 @@ class Reconciler:
         self.refusal = ""
         self.newest_number, self.newest_etag = 0, ""
         self.conditions: tuple[Condition, ...] = ()
+        self.history = History()
         self._realised_number = self._ended_number = 0
         self._changed_at = 0.0
         self._started_at = int(time.time())
@@ -182,7 +184,8 @@ class Reconciler:
                 source = self.executor.sources.get(model.source)
                 if model.digest not in found:
                     checkpoint = source.view.checkpoint if source else None
-                    found[model.digest] = predict(generation.manifest.models[name], checkpoint, self.memory.measured.get(model.digest))
+                    spec, measured = generation.manifest.models[name], self.memory.measured.get(model.digest)
+                    found[model.digest] = predict(spec, checkpoint, measured, processes_of(self._server))
         return found
 
     def _ceiling_bytes(self, record: EngineRecord) -> int:
@@ -200,6 +203,7 @@ class Reconciler:
                     self._reject(action)
                 case _:
                     self.executor.execute(action)
+                    self.history.note(action)
         timeout_s = self._close_round(now)
         return 0.0 if actions else timeout_s
 

@@ -7,13 +7,23 @@ The constants are measured: `bench/memory.py` shows them beside real engines, in
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from axiond.manifest.spec import ModelSpec
+from axiond.manifest.spec import ModelSpec, Server
 from axiond.resources.checkpoint import Checkpoint
 from axiond.resources.measured import NEVER, Measured
 
 MIB, GIB = 2**20, 2**30
-API_SERVER_BYTES = 590 * MIB
-WORKER_BYTES = 740 * MIB  # EngineCore and worker are one process
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """What an engine's processes take before there is a model: the API server, and each worker; the first is EngineCore too."""
+
+    api_server_bytes: int
+    worker_bytes: int
+
+
+EXECUTED = Processes(586 * MIB, 721 * MIB)
+FORKED = Processes(255 * MIB, 420 * MIB)  # the rest is shared with the fork server
 COMPILING_BYTES = 1200 * MIB  # Inductor's processes, and what it keeps
 DEFAULT_BATCHED_TOKENS, DEFAULT_SEQUENCES = 2048, 128  # of vLLM's API server on a CPU
 LORA_RANK = 16  # vLLM's max_lora_rank, unless engine_args say otherwise
@@ -88,20 +98,25 @@ def together_bytes(predictions: Sequence[Prediction]) -> int:
     return sum(p.steady_bytes for p in predictions) + max((p.peak_bytes - p.steady_bytes for p in predictions), default=0)
 
 
-def predict(spec: ModelSpec, checkpoint: Checkpoint | None, measured: Measured = NEVER) -> Prediction:
+def processes_of(server: Server) -> Processes:
+    return FORKED if server.fork_server else EXECUTED
+
+
+def predict(spec: ModelSpec, checkpoint: Checkpoint | None, measured: Measured = NEVER, processes: Processes = FORKED) -> Prediction:
     """
     Expect what one engine of *spec* takes.
 
     Args:
         checkpoint: None while nobody has seen it: then its weights count nothing.
         measured: of the same digest, if there is any.
+        processes: how its processes come to be.
     """
     found, workers = checkpoint or Checkpoint(), _workers(spec)
     return Prediction(
         weights_bytes=_weights_bytes(spec, found) + _adapters_bytes(spec, found),
         kv_cache_bytes=int(spec.kv_cache) * workers if found.has_kv_cache else 0,
         activations_bytes=_activations_bytes(spec, found),
-        fixed_bytes=API_SERVER_BYTES + WORKER_BYTES * workers + (0 if spec.enforce_eager else COMPILING_BYTES),
+        fixed_bytes=processes.api_server_bytes + processes.worker_bytes * workers + (0 if spec.enforce_eager else COMPILING_BYTES),
         load_bytes=_load_bytes(spec, found),
         measured=measured,
     )

@@ -7,7 +7,7 @@ from axiond.errors import SourceError
 from axiond.manifest.spec import Manifest
 from axiond.resources.budget import Room, read_room, share_bytes
 from axiond.resources.checkpoint import Checkpoint, read_checkpoint
-from axiond.resources.estimate import Prediction, predict
+from axiond.resources.estimate import Prediction, predict, processes_of
 from axiond.resources.measured import MeasuredStore
 from axiond.resources.sums import node_refusal, refusal
 from axiond.sources.source import Folder, parse
@@ -16,7 +16,8 @@ from axiond.sources.source import Folder, parse
 def expectations(manifest: Manifest, measured: MeasuredStore) -> Mapping[str, Prediction]:
     """By digest; what is not on this machine yet counts without its weights. Blocks."""
     specs = manifest.models.values()
-    return {spec.digest(): predict(spec, _checkpoint(spec.source), measured.get(spec.digest())) for spec in specs}
+    processes = processes_of(manifest.server)
+    return {spec.digest(): predict(spec, _checkpoint(spec.source), measured.get(spec.digest()), processes) for spec in specs}
 
 
 def problem(manifest: Manifest) -> str | None:

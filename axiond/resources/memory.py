@@ -8,15 +8,16 @@ class Memory:
     """
     The room there is and what engines of each digest took.
 
-    *room* and *used_bytes*, which engines' own pages take, are of one moment. *most_bytes* bounds the budget whatever there is.
+    *room* and *used_bytes*, which engines' own pages take, are of one moment. *fixed_bytes* is the budget whatever there is, for tests.
     """
 
-    def __init__(self, measured: MeasuredStore | None = None, room: Room = UNLIMITED, most_bytes: int | None = None) -> None:
+    def __init__(self, measured: MeasuredStore | None = None, room: Room = UNLIMITED, fixed_bytes: int | None = None) -> None:
         self.measured = measured or MeasuredStore()
         self.room, self.used_bytes = room, 0
-        self._most_bytes = most_bytes
+        self._fixed_bytes = fixed_bytes
 
     def budget_bytes(self, setting: str | int, promised_bytes: int) -> int:
         """See `budget.budget_bytes()`."""
-        budget = budget_bytes(setting, self.room, self.used_bytes, promised_bytes)
-        return budget if self._most_bytes is None else min(budget, self._most_bytes)
+        if self._fixed_bytes is not None:
+            return self._fixed_bytes
+        return budget_bytes(setting, self.room, self.used_bytes, promised_bytes)

@@ -120,7 +120,7 @@ async def bench(budget_bytes=1000 * GIB):
         async with asyncio.TaskGroup() as tasks:
             world = World(build, fetch, asyncio.get_running_loop().time, lambda: 0.5)
             listener = Listener(lambda g: realised.append(g.number), lambda text, busy, up: rounds.append((text, busy, up)))
-            reconciler = Reconciler(world, events, tasks, Server(), Memory(most_bytes=budget_bytes), listener)
+            reconciler = Reconciler(world, events, tasks, Server(), Memory(fixed_bytes=budget_bytes), listener)
             running = tasks.create_task(reconciler.run())
             yield Bench(reconciler, engines, realised, rounds, events, fetched)
             running.cancel()

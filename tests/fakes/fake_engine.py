@@ -41,6 +41,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--answer", help="the text of every answer instead of numbered tokens")
     parser.add_argument("--fail-requests", type=int, default=0, help="cut the connection of the first N requests")
     parser.add_argument("--die-after-tokens", type=int, help="exit once an answer has this many tokens")
+    parser.add_argument("--touch-mib", type=int, default=0, help="use so much memory before it listens")
+    parser.add_argument("--grow-mib-per-s", type=float, default=0.0, help="use more and more once it was asked")
     parser.add_argument("--reject", type=int, metavar="STATUS", help="answer every request with this error")
     return parser.parse_known_args(argv)[0]
 
@@ -53,6 +55,8 @@ class Fake:
     cancelled: int = 0
     last: JSON = field(default_factory=dict)
     failures_left: int = 0
+    memory: list[bytes] = field(default_factory=list)
+    growing: asyncio.Task[None] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -95,6 +99,16 @@ async def paced(fake: Fake, tokens: list[str]) -> AsyncIterator[str]:
         yield token
 
 
+def touched(size_mib: float) -> bytes:
+    return b"\1" * int(size_mib * 2**20)
+
+
+async def grow(fake: Fake) -> None:
+    while True:
+        fake.memory.append(touched(fake.options.grow_mib_per_s / 20))
+        await asyncio.sleep(0.05)
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -109,6 +123,8 @@ def counted(fake: Fake, answer: Callable[[web.Request, JSON], Awaitable[web.Stre
             "body": raw.decode("utf-8", "replace"),
         }
         fake.started += 1
+        if fake.started == 1 and fake.options.grow_mib_per_s:
+            fake.growing = asyncio.create_task(grow(fake))
         if fake.failures_left > 0:
             fake.failures_left -= 1
             assert request.transport is not None
@@ -330,6 +346,7 @@ async def serve(options: argparse.Namespace) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stopped.wait(), options.ready_after)
         return
+    _memory = touched(options.touch_mib)
     grace_s = 0.0 if options.stop_at_once else 3600.0
     runner = web.AppRunner(build(options), handler_cancellation=True, shutdown_timeout=grace_s, access_log=None)
     await runner.setup()
