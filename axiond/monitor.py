@@ -67,11 +67,11 @@ class Monitor:
         self.fork_server_bytes = 0
         self._sampled_at = 0.0
 
-    async def sample(self) -> None:
-        """Look at the engines' processes, off the loop: the kernel takes milliseconds for each. Not twice within a second."""
+    async def sample(self, fresh_s: float = FRESH_S) -> None:
+        """Look at the engines' processes, off the loop: the kernel takes milliseconds for each. Not again while what is known is fresh."""
         records = dict(self._reconciler.executor.engines)
         now = asyncio.get_running_loop().time()
-        if records.keys() == self.samples.keys() and now < self._sampled_at + FRESH_S and not any(map(_is_unmeasured, records.values())):
+        if records.keys() == self.samples.keys() and now < self._sampled_at + fresh_s and not any(map(_is_unmeasured, records.values())):
             return
         self._sampled_at = now
         room, self.samples = await asyncio.to_thread(lambda: (read_room(), {key: Sample.of(r.engine) for key, r in records.items()}))
@@ -89,7 +89,7 @@ class Monitor:
             room = await asyncio.to_thread(read_room)
             news = any(map(_is_unmeasured, self._reconciler.executor.engines.values()))
             if room.is_short or news or loop.time() >= self._sampled_at + SAMPLE_INTERVAL_S:
-                await self.sample()
+                await self.sample(0.0 if room.is_critical else FRESH_S)
                 await self._save()
             if room.is_critical:
                 self._relieve()

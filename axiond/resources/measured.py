@@ -70,6 +70,7 @@ class MeasuredStore:
         if self._path and not self._is_written:
             self._is_written = True
             engines = {digest: asdict(measured) for digest, measured in list(self._known.items())}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self._path, json.dumps({"format": FORMAT, "engines": engines}, indent=1).encode())
 
 
