@@ -25,7 +25,7 @@ from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.memory import held_bytes
 from axiond.reconcile.preview import preview
-from axiond.reconcile.state import Observed
+from axiond.reconcile.state import LEAVING, EngineState, Observed
 from axiond.report import (
     CpusReport,
     EngineReport,
@@ -41,6 +41,7 @@ from axiond.report import (
 from axiond.resources.cores import differences
 from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
+from axiond.routing.table import Pool
 
 
 class Control:
@@ -189,21 +190,36 @@ class Control:
         return MemoryReport(budget_bytes=observed.budget_bytes, promised_bytes=held_bytes(observed, ()), used_bytes=used, free_bytes=free)
 
     def _models(self) -> tuple[ModelReport, ...]:
-        router = self._reconciler.router
-        return tuple(
-            ModelReport(
-                name=name,
-                names=pool.spec.names(name),
-                load=pool.spec.load,
-                replicas=pool.spec.replicas,
-                state=pool_state(pool),
-                reason=pool.reason,
-                queued=router.queued(name),
-                wait_s=router.outlook_s(name),
-                in_flight=sum(router.in_flight(endpoint.key) for endpoint in pool.endpoints),
-            )
-            for name, pool in router.table.pools.items()
+        return tuple(self._model(name, pool) for name, pool in self._reconciler.router.table.pools.items())
+
+    def _model(self, name: str, pool: Pool) -> ModelReport:
+        router, history = self._reconciler.router, self._reconciler.history
+        state, since, reason = self._residence(name, pool)
+        return ModelReport(
+            name=name,
+            names=pool.spec.names(name),
+            load=pool.spec.load,
+            replicas=pool.spec.replicas,
+            state=state,
+            since=None if since is None else datetime.fromtimestamp(since, UTC),
+            reason=reason,
+            queued=router.queued(name),
+            wait_s=router.outlook_s(name),
+            in_flight=sum(router.in_flight(endpoint.key) for endpoint in pool.endpoints),
+            loads=history.loads[name],
+            unloads={cause: count for (model, cause), count in sorted(history.unloads.items()) if model == name},
         )
+
+    def _residence(self, name: str, pool: Pool) -> tuple[str, float | None, str]:
+        """A model's state, since when, and why."""
+        records = [record for key, record in self._reconciler.executor.engines.items() if key.model == name]
+        state, last = pool_state(pool), self._reconciler.history.last.get(name)
+        if state == "unloaded" and any(record.state in LEAVING for record in records):
+            state = "unloading"
+        if last and not pool.reason and state in ("unloaded", "unloading"):
+            return state, last.at_s, last.reason
+        mine = EngineState.READY if state == "ready" else EngineState.STARTING
+        return state, min((record.since_wall for record in records if record.state is mine), default=None), pool.reason
 
     def _engine(self, record: EngineRecord, observed: Observed) -> EngineReport:
         key, sample = record.key, self._monitor.samples.get(record.key, Sample())

@@ -37,7 +37,7 @@ from axiond.resources.machine import format_cpu_list
 _STYLES: Final = {
     "ready": "green", "starting": "yellow", "fetching": "yellow", "draining": "cyan", "stopping": "cyan", "backoff": "red",
     "failed": "red", "none": "dim", "live": "green", "scale": "yellow", "load": "yellow", "restart": "yellow", "unload": "red",
-    "unavailable": "red",
+    "unavailable": "red", "unloaded": "dim", "unloading": "cyan",
 }  # fmt: skip
 _BAD_WHEN_TRUE: Final = frozenset({"Degraded", "RolledBack"})
 _VERDICT_WORDS: Final = {
@@ -52,7 +52,7 @@ def status_view(status: Status, now: datetime, *, with_kernels: bool = False) ->
     """Everything `axiond status` shows; of the kernels only what is wrong, unless they are asked for."""
     parts: list[RenderableType] = [_headline(status), _conditions(status.conditions, now)]
     if status.models:
-        parts.append(_models(status.models))
+        parts.append(_models(status.models, now))
     if status.engines:
         parts.append(_engines(status.engines, now))
     parts += [
@@ -186,12 +186,13 @@ def _conditions(conditions: Iterable[Condition], now: datetime) -> Table:
     return table
 
 
-def _models(models: Iterable[ModelReport]) -> Table:
-    table = _table("Model", "State", "Load", ">Replicas", ">In flight", ">Queued", ">Wait", "Names", "Reason")
+def _models(models: Iterable[ModelReport], now: datetime) -> Table:
+    table = _table("Model", "State", "Since", "Load", ">Replicas", ">In flight", ">Queued", ">Wait", "Names", "Reason")
     for model in models:
         wait = "?" if model.wait_s is None else duration(math.ceil(model.wait_s))
         counts = (str(model.replicas), str(model.in_flight), str(model.queued), wait)
-        table.add_row(model.name, _styled(model.state), model.load, *counts, ", ".join(model.names), _shortened(model.reason))
+        since = duration((now - model.since).total_seconds()) if model.since else ""
+        table.add_row(model.name, _styled(model.state), since, model.load, *counts, ", ".join(model.names), _shortened(model.reason))
     return table
 
 

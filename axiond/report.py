@@ -1,5 +1,6 @@
 """What the daemon tells about itself: the JSON of the admin endpoint, which the CLI reads back."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -119,17 +120,23 @@ class SourceReport(Report):
 
 
 class ModelReport(Report):
-    """*wait_s* is how long a request that came now would queue behind the others; None where that is not known."""
+    """
+    *wait_s* is how long a request that came now would queue behind the others; None where that is not known. *loads* counts
+    starts of its engines, *unloads* their ends by cause, as long as the daemon runs.
+    """
 
     name: str
     names: tuple[str, ...]
     load: str
     replicas: int
     state: str
+    since: datetime | None = None
     reason: str = ""
     queued: int = 0
     in_flight: int = 0
     wait_s: float | None = None
+    loads: int = 0
+    unloads: Mapping[str, int] = {}
 
 
 class MemoryReport(Report):

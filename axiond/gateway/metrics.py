@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from axiond.gateway.exchange import Exchange
@@ -164,6 +164,20 @@ class _Now(Collector):
         yield from (queued, estimate, endpoints, in_flight)
         yield GaugeMetricFamily("axiond_generation", "The generation served.", value=table.generation)
         yield from self._engines()
+        yield from self._residence()
+
+    def _residence(self) -> Iterator[Metric]:
+        loads = CounterMetricFamily("axiond_model_loads", "Engines started for a model.", labels=["model"])
+        unloads = CounterMetricFamily(
+            "axiond_model_unloads",
+            "Engines of a model ended: for a change, idle, for another model's room, recycled.",
+            labels=["model", "cause"],
+        )
+        for model in self._status().models if self._status else ():
+            loads.add_metric([model.name], model.loads)
+            for cause, count in model.unloads.items():
+                unloads.add_metric([model.name, cause], count)
+        yield from (loads, unloads)
 
     def _engines(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("axiond_engine_state", "1 for the state an engine is in.", labels=["engine", "model", "state"])
