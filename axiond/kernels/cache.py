@@ -1,8 +1,8 @@
 """
 Packed weights, kept from one start to the next: one file for each model and way of packing it.
 
-The first start packs each layer, writes it, and computes with the file's pages from then on. Later starts map the file and
-do not read those tensors of the checkpoint at all. So starts are quick, and all replicas and generations share the memory.
+The first start packs each layer, and writes them all when it is ready. Later starts map the file and do not read those tensors
+of the checkpoint at all. So they are quick, and all of them share the memory.
 
 A checkpoint is known by names, sizes and times of its files, to the nanosecond, and not by its bytes: reading those takes
 longer than packing them. The time of the last change to the inode is among them, which no program that copies can set.
@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from axiond.kernels import active
-from axiond.kernels.weightfile import Damaged, Reader, Writer, about
+from axiond.kernels.weightfile import NEW, Damaged, Reader, Writer, about, remove_remnant
 
 FORMAT = 1  # of what is packed: it changes when native/linear/linear.h does
 SUFFIX = ".packed"
+LEAST_URGENT = 19
 DISK_SHARE, DISK_FREE = 0.25, 0.05  # of the disk: what all files may take, and what has to stay free
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -73,52 +74,41 @@ def packed(layer: Module, parameters: Iterable[Any], pack: Pack) -> Any:
 
 
 class Writing:
-    """Packs, and writes what it packs, until something fails."""
+    """Packs, and when the model is ready writes what was packed, beside whatever else is done."""
 
     def __init__(self, writer: Writer, files: Files) -> None:
-        self._writer: Writer | None = writer
-        self._files, self._problem = files, ""
+        self._writer, self._files = writer, files
+        self._kept: list[tuple[str, Tensor, Any]] = []
 
     def begin(self, model: Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
 
     def tables(self, tables: Mapping[str, Parameter]) -> None:
         for name, parameter in tables.items():
-            data = parameter.data
-            if kept := self._add(name, data.view(torch.uint8).flatten(), {"parameters": described({name: parameter})}):
-                parameter.data = kept[0].view(data.dtype).view(data.shape)
+            self._kept.append((name, parameter.data.view(torch.uint8).flatten(), {"parameters": described({name: parameter})}))
 
     def packed(self, layer: Module, parameters: Iterable[Any], pack: Pack) -> Any:
         rhs = pack()
         name = self._names[id(layer)]
         held = {f"{name}.{own}": each for own, each in layer._parameters.items() if any(each is other for other in parameters)}
-        kept = self._add(name, rhs.data, {"parameters": described(held), "arguments": rhs.arguments})
-        return ops().adopt(kept[0], rhs.arguments) if kept else rhs
+        self._kept.append((name, rhs.data, {"parameters": described(held), "arguments": rhs.arguments}))
+        return rhs
 
     def end(self) -> None:
-        if self._writer is None:
-            active.tell(weights=f"packed at this start; not kept: {self._problem}")
-            return
-        active.tell(weights=f"packed at this start and kept, {self._writer.size >> 20} MiB")
-        # Getting it on the disk is nothing to wait for.
-        threading.Thread(target=self._finish, args=(self._writer,), name="axiond-packed", daemon=True).start()
+        active.tell(weights="packed at this start")
+        threading.Thread(target=self._write, name="axiond-packed", daemon=True).start()
 
-    def _add(self, name: str, data: Tensor, what: Any) -> tuple[Tensor] | None:
-        if self._writer is None:
-            return None
+    def _write(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
         try:
-            return (self._writer.add(name, data, what),)
+            for kept in self._kept:
+                self._writer.add(*kept)
+            self._writer.finish(self._files)
+            active.tell(weights=f"packed at this start and kept, {self._writer.size >> 20} MiB")
         except OSError as exc:
-            self._problem = str(exc)
             self._writer.abandon()
-            self._writer = None
-            return None
-
-    def _finish(self, writer: Writer) -> None:
-        try:
-            writer.finish(self._files)
-        except OSError as exc:
             active.tell(weights=f"packed at this start; not kept: {exc}")
+        self._kept.clear()
 
 
 class Reading:
@@ -215,6 +205,8 @@ def open_session(folder: Path, files: Files, factors: Iterable[Any]) -> Session 
 def make_room(folder: Path, size: int, path: Path) -> None:
     """Remove what nobody can use any more, and then the files used longest ago, until *size* more bytes fit. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
+    for new in folder.glob(f"*{NEW}"):
+        remove_remnant(new)
     found = {each: each.stat() for each in folder.glob(f"*{SUFFIX}")}
     disk = shutil.disk_usage(folder)
     taken, free = sum(stat.st_blocks * 512 for stat in found.values()), disk.free

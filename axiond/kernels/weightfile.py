@@ -25,6 +25,7 @@ from torch import Tensor
 
 MAGIC = b"axiond's packed weights, 1\n"
 PREFIX = struct.Struct(f"<{len(MAGIC)}sQQ32s")
+NEW = ".new"
 PAGE, HUGE_PAGE = 4096, 2 << 20
 MADV_POPULATE_READ = 22  # since Linux 5.14; the module mmap has no name for it
 
@@ -48,7 +49,7 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         """Raise OSError if it cannot be written, BlockingIOError if another process is writing it."""
-        self._path, self._new = path, path.with_suffix(".new")
+        self._path, self._new = path, path.with_suffix(NEW)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._new, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -60,32 +61,27 @@ class Writer:
         self._entries: dict[str, Entry] = {}
         self.size = PAGE
 
-    def add(self, name: str, data: Tensor, about: Any) -> Tensor:
-        """Write a tensor of bytes; return it as the file has it. Raises OSError."""
+    def add(self, name: str, data: Tensor, about: Any) -> None:
+        """Write a tensor of bytes. Raises OSError."""
         align = HUGE_PAGE if data.numel() >= HUGE_PAGE else PAGE
         offset = -(-self.size // align) * align
         view = memoryview(data.numpy())
         _write(self._file, view, offset)
         self._entries[name] = Entry(offset, len(view), zlib.crc32(view[:PAGE]), about)
         self.size = offset + len(view)
-        return torch.frombuffer(mmap.mmap(self._file, len(view), access=mmap.ACCESS_COPY, offset=offset), dtype=torch.uint8)
 
     def finish(self, about: Any) -> None:
-        """Complete the file and give it its name, when it is on the disk: that takes seconds. Raises OSError."""
+        """Complete the file and give it its name, when it is on the disk. Raises OSError."""
         entries = {name: [entry.offset, entry.size, entry.check, entry.about] for name, entry in self._entries.items()}
         text = json.dumps({"about": about, "entries": entries}).encode()
-        try:
-            _write(self._file, memoryview(text), self.size)
-            _write(self._file, memoryview(PREFIX.pack(MAGIC, self.size, len(text), hashlib.sha256(text).digest())), 0)
-            os.fsync(self._file)
-            self._new.replace(self._path)
-        except OSError:
-            self.abandon()
-            raise
+        _write(self._file, memoryview(text), self.size)
+        _write(self._file, memoryview(PREFIX.pack(MAGIC, self.size, len(text), hashlib.sha256(text).digest())), 0)
+        os.fsync(self._file)
+        self._new.replace(self._path)
         os.close(self._file)
 
     def abandon(self) -> None:
-        """Remove what was written. What was mapped stays usable."""
+        """Remove what was written."""
         with contextlib.suppress(OSError):
             self._new.unlink()
         os.close(self._file)
@@ -108,6 +104,13 @@ class Reader:
     def tensor(self, name: str) -> Tensor:
         entry = self.entries[name]
         return torch.frombuffer(self._memory, dtype=torch.uint8, offset=entry.offset, count=entry.size)
+
+
+def remove_remnant(new: Path) -> None:
+    """Remove what somebody has begun to write who is not alive any more. Raises OSError."""
+    with new.open("rb") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.unlink(missing_ok=True)
 
 
 def about(path: Path) -> Any:
