@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -205,16 +206,25 @@ class _Running:
         Raises:
             BrokenPipeError: it was not, and this fork server is dead.
             ForkServerFailed: it was not.
-            OSError: perhaps it was.
+            OSError: it was, but nobody knows its id.
         """
         request = framed(json.loads(args.to_json()))
-        socket.send_fds(self.channel, [request[:LENGTH_BYTES]], [lock])
-        answer = asyncio.ensure_future(self._exchange(request[LENGTH_BYTES:]))
+        # Who is forked holds the pipe open; otherwise it ends with the fork server.
+        heard, held = os.pipe()
         try:
-            message = await asyncio.shield(answer)
+            try:
+                socket.send_fds(self.channel, [request[:LENGTH_BYTES]], [lock, held])
+            finally:
+                os.close(held)
+            message = await asyncio.shield(asyncio.ensure_future(self._exchange(request[LENGTH_BYTES:])))
         except ForkServerFailed as exc:
             self.process.kill()
-            raise OSError(f"the fork server {exc} while it forked") from exc
+            await self.process.wait()
+            if select.select([heard], [], [], 0)[0]:
+                raise BrokenPipeError from exc
+            raise OSError(f"the fork server {exc} when it had forked") from exc
+        finally:
+            os.close(heard)
         if "pid" not in message:
             raise ForkServerFailed(f"the fork server does not fork: {message.get('problem')}")
         self.has_forked = True

@@ -2,8 +2,9 @@
 A process that has imported what engines need, and forks a host for each engine: `python -m axiond.engine.forkserver`.
 
 The daemon starts it with a socket as standard input and the name of a module as argument. The module has `prepare()`,
-called once, and `serve(argv)`, which is what a forked engine does. Requests and answers are lines of JSON behind their
-length; a request brings the lock of the engine's folder along. It ends when the socket does, and hosts live on.
+called once, and `serve(argv)`, which is what a forked engine does. Requests and answers are JSON behind its length; a request
+brings the lock of the engine's folder along, and the end of a pipe that the host holds open for as long as it lives. The
+fork server ends when the socket does, and hosts live on.
 
 Threads do not survive a fork, and what they hold is then held for ever. So it has one thread, and refuses to fork otherwise.
 """
@@ -45,13 +46,13 @@ def framed(message: Mapping[str, Any]) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "big") + text
 
 
-def receive(channel: socket.socket) -> tuple[HostArgs, int] | None:
-    """Read a request and its descriptor; None when the daemon is gone."""
-    start, descriptors, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
+def receive(channel: socket.socket) -> tuple[HostArgs, list[int]] | None:
+    """Read a request and its descriptors; None when the daemon is gone."""
+    start, descriptors, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 2)
     if not start or (length := receive_all(channel, LENGTH_BYTES, start)) is None:
         return None
     text = receive_all(channel, int.from_bytes(length, "big"))
-    return None if text is None else (HostArgs.from_json(text), descriptors[0])
+    return None if text is None else (HostArgs.from_json(text), descriptors)
 
 
 def receive_all(channel: socket.socket, count: int, start: bytes = b"") -> bytes | None:
@@ -82,7 +83,7 @@ def main(name: str) -> int:
     gc.freeze()
     channel.sendall(framed({"ready": os.getpid()}))
     while request := receive(channel):
-        args, lock = request
+        args, (lock, held) = request
         if (count := threads()) != 1:
             channel.sendall(framed({"problem": f"it has {count} threads, and a fork keeps one only"}))
         elif pid := os.fork():
@@ -91,6 +92,7 @@ def main(name: str) -> int:
             channel.close()
             be_host(args, lock, preload, placeholder)
         os.close(lock)
+        os.close(held)
     return 0
 
 

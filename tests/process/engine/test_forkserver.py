@@ -141,7 +141,7 @@ async def test_without_a_fork_server_engines_are_executed(runtime_dir: Path, sta
     forks = ForkServer(ENVIRON, runtime_dir, preload)
     keeping = asyncio.create_task(forks.keep())
     try:
-        for _ in range(3):
+        for _ in range(2):
             engine = await start(forks)
             assert psutil.Process(engine.pids[0]).ppid() == os.getpid()
         assert (forks.problem, forks.state, forks.forked) == (problem, state, 0)

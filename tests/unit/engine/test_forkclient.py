@@ -59,7 +59,7 @@ def test_a_request_arrives_whole_with_its_descriptor() -> None:
         received = receive(server)
         sending.join()
         assert received
-        args, descriptor = received
+        args, (descriptor,) = received
         try:
             assert (args, os.path.sameopenfile(descriptor, lock.fileno())) == (ARGS, True)
         finally:
