@@ -52,14 +52,19 @@ class Prediction:
     @property
     def steady_bytes(self) -> int:
         """What it holds once it has served all kinds of requests."""
-        if not self.measured.ready_bytes:
-            return self.expected_bytes
-        return max(self.measured.ready_bytes + self.activations_bytes, self.measured.most_bytes)
+        return max(self._once_ready_bytes, self.measured.most_bytes)
 
     @property
     def peak_bytes(self) -> int:
         """The most it takes at any time, loading included."""
         return max(self.steady_bytes, self._loading_bytes)
+
+    @property
+    def _once_ready_bytes(self) -> int:
+        if not self.measured.ready_bytes:
+            return self.expected_bytes
+        # A KV cache that was not used yet need not have its pages.
+        return self.activations_bytes + max(self.measured.ready_bytes, self.kv_cache_bytes + self.fixed_bytes // 2)
 
     @property
     def _loading_bytes(self) -> int:
@@ -72,8 +77,7 @@ class Prediction:
 
     def ceiling_bytes(self, declared: int | None) -> int:
         """What it may grow to before it is replaced. What it grew to before does not count: a leak is no excuse for itself."""
-        once_ready = self.measured.ready_bytes + self.activations_bytes if self.measured.ready_bytes else self.expected_bytes
-        return declared or int(CEILING_FACTOR * max(once_ready, self._loading_bytes))
+        return declared or int(CEILING_FACTOR * max(self._once_ready_bytes, self._loading_bytes))
 
     def arithmetic(self) -> str:
         """The sum in words, in GiB."""

@@ -87,6 +87,6 @@ def _measured(entry: Any) -> Measured:
     if not isinstance(entry, Mapping):
         return NEVER
     sizes = (entry.get(name) for name in ("ready_bytes", "load_peak_bytes", "most_bytes"))
-    ready, load_peak, most = (size if isinstance(size, int) and 0 <= size < 2**60 else 0 for size in sizes)
+    ready, load_peak, most = (size if type(size) is int and 0 <= size < 2**60 else 0 for size in sizes)
     load_s = entry.get("load_s")
     return Measured(ready, load_peak, most, float(load_s) if isinstance(load_s, int | float) and 0 <= load_s < 1e6 else None)
