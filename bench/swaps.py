@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,11 +50,13 @@ from axiond.reconcile.state import (
 from axiond.resources.estimate import Prediction
 from axiond.resources.measured import Measured
 from bench.machine import describe
-from tests.fakes.running import REAL, chat, running
+from tests.fakes.running import REAL, Running, chat, running
 
 LOAD_S = 8.0
 PACES = (0.1, 0.3, 1.0, 3.0)  # a request comes after so many times a load's seconds
-BENCH_MODELS, REAL_MODELS, BUDGET = "var/bench-models", ("smollm2", "smollm2-awq", "tiny"), "3GiB"
+BENCH_MODELS = Path("var/bench-models").absolute()
+REAL_MODELS, ROOM_SHARE = ("smollm2", "smollm2-awq", "tiny"), 1.4
+REAL_GAP_S = 1.5
 FIGURES = ("loads", "p50 s", "p99 s")
 SLOTS = 8  # requests that an engine serves at a time
 STOP_S = 1.0
@@ -106,7 +109,7 @@ class Simulation:
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         for request in trace:
-            self._at(request.arrives_s, lambda request=request: self._arrive(request))
+            self._at(request.arrives_s, partial(self._arrive, request))
 
     def run(self) -> Result:
         while self._events:
@@ -310,7 +313,11 @@ def replay(family: str, gap_s: float, setting: Setting, seeds: int) -> dict[str,
     totals = {"plan": Result(), "lru": Result(), "lru, together": Result()}
     for seed in range(seeds):
         trace = sorted(FAMILIES[family](random.Random(seed), gap_s), key=lambda request: request.arrives_s)
-        policies = (Planned(setting, {request.model for request in trace}), LeastRecentlyUsed(False), LeastRecentlyUsed(True))
+        policies: tuple[Policy, ...] = (
+            Planned(setting, {request.model for request in trace}),
+            LeastRecentlyUsed(False),
+            LeastRecentlyUsed(True),
+        )
         for total, policy in zip(totals.values(), policies, strict=True):
             result = Simulation(trace, setting, policy).run()
             total.loads += result.loads
@@ -335,11 +342,12 @@ async def serve(folder: Path, trace: Sequence[Request], sources: Mapping[str, st
     """Send *trace* to a real daemon with room for one of the models; *in_order*: none before those that came earlier have begun."""
     shared = {"load": "lazy", "kv_cache": "64MiB", "max_model_len": 512, **({"min_resident": 0.0} if in_order else {})}
     models = {name: {"source": source, **shared} for name, source in sources.items()}
-    server = {"memory_budget": BUDGET, "queue_timeout_s": 1800.0}
+    server = {"queue_timeout_s": 1800.0}
     async with running(folder, {"server": server, "models": models}, *REAL, ready_within_s=300) as daemon:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(1800)) as http:
             for name in sources:  # each is loaded once, so that its load is measured and its packed weights are kept
                 await chat(http, daemon.base, name, max_tokens=4)
+            await leave_room_for_one(daemon)
             before = daemon.log.count(log.ENGINE_WAS_STARTED)
             began = time.monotonic()
             turns, result = [asyncio.Event() for _ in (*trace, None)], Result()
@@ -362,10 +370,19 @@ async def serve(folder: Path, trace: Sequence[Request], sources: Mapping[str, st
     return result
 
 
+async def leave_room_for_one(daemon: Running) -> None:
+    taken = [engine.memory_estimate_bytes for engine in (await daemon.status()).engines]
+    daemon.manifest["server"]["memory_budget"] = int(ROOM_SHARE * max(taken))
+    daemon.write()
+    async with asyncio.timeout(60):
+        while len((await daemon.status()).engines) > 1:
+            await asyncio.sleep(0.1)
+
+
 async def engines(count: int) -> list[dict[str, Any]]:
     """The same trace twice: as axiond serves it, and one after the other, as a server does that swaps for each request."""
-    sources = {name: str(Path(BENCH_MODELS, folder).absolute()) for name, folder in zip("ABC", REAL_MODELS, strict=True)}
-    trace = list(walk(random.Random(7), 2.0, count))
+    sources = {name: str(BENCH_MODELS / folder) for name, folder in zip("ABC", REAL_MODELS, strict=True)}
+    trace = list(walk(random.Random(7), REAL_GAP_S, count))
     rows = []
     for name, in_order in (("axiond", False), ("in the order of arrival", True)):
         with tempfile.TemporaryDirectory() as folder:
