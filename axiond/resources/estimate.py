@@ -23,10 +23,11 @@ class Processes:
 
 
 EXECUTED = Processes(586 * MIB, 721 * MIB)
-FORKED = Processes(255 * MIB, 420 * MIB)  # the rest is shared with the fork server
+FORKED = Processes(290 * MIB, 490 * MIB)  # the rest is shared with the fork server
 COMPILING_BYTES = 1200 * MIB  # Inductor's processes, and what it keeps
 DEFAULT_BATCHED_TOKENS, DEFAULT_SEQUENCES = 2048, 128  # of vLLM's API server on a CPU
 LORA_RANK = 16  # vLLM's max_lora_rank, unless engine_args say otherwise
+SAMPLING_BYTES = 12  # of each logit: as float32, as a probability, and what it is drawn with
 CEILING_FACTOR = 1.5
 
 
@@ -161,7 +162,7 @@ def _activations_bytes(spec: ModelSpec, found: Checkpoint) -> int:
     width, tokens = _width(spec), _batched_tokens(spec, found)
     feed_forward = tokens * (3 * found.intermediate + 2 * found.hidden) * width
     sequences = min(spec.max_num_seqs or DEFAULT_SEQUENCES, tokens)
-    logits = sequences * found.vocabulary * (width + 4)
+    logits = sequences * found.vocabulary * (width + SAMPLING_BYTES)
     return max(feed_forward, logits if found.has_kv_cache else 0)
 
 

@@ -1,0 +1,72 @@
+"""What is looked at becomes what decisions are made with; the "engines" are this test's own process."""
+
+import asyncio
+import os
+
+import pytest
+
+from axiond.monitor import LOOK_INTERVALS_S, Monitor, look_again_s
+from axiond.reconcile.state import EngineState
+from axiond.resources.budget import Room
+
+from .engines import GIB, START_S, bench
+
+pytestmark = pytest.mark.looptime
+
+
+async def looked_at(b, times):
+    monitor = Monitor(b.reconciler)
+    for _ in range(times):
+        await asyncio.sleep(2)
+        await monitor.sample()
+    return monitor
+
+
+async def test_an_engine_is_measured_once_it_no_longer_grows():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        engine = b.engine("a")
+        engine.pids = (os.getpid(),)
+        measured = b.reconciler.memory.measured
+        monitor = await looked_at(b, 1)
+        assert measured.get(engine.key.digest).ready_bytes == 0
+        await asyncio.sleep(2)
+        await monitor.sample()
+        found = measured.get(engine.key.digest)
+        assert found.ready_bytes > 2**20
+        assert found.load_s == pytest.approx(START_S)
+        observed = b.reconciler.observe()
+        assert observed.predictions[engine.key.digest].load_s == found.load_s
+        assert observed.engines[engine.key].used_bytes == monitor.samples[engine.key].memory.bytes
+        assert b.reconciler.memory.used_bytes == monitor.samples[engine.key].memory.own_bytes
+
+
+async def test_an_engine_beyond_its_ceiling_is_recycled_new_before_old():
+    async with bench() as b:
+        await b.settled(b.submit(a={"memory_ceiling": "64MiB"}))
+        old = b.engine("a")
+        old.pids = (os.getpid(),)
+        b.reconciler.executor.engines[old.key].used_bytes = 65 * 2**20
+        async with asyncio.timeout(600):
+            while b.engine("a") is old:
+                await asyncio.sleep(1)
+                b.reconciler.look_at_memory()
+        assert b.engine("a").key.digest == old.key.digest
+
+
+async def test_one_that_had_to_end_says_why_and_comes_back():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        engine = b.engine("a")
+        b.reconciler.executor.sacrifice(engine.key, "took too much")
+        engine.crash()
+        await asyncio.sleep(0.1)
+        record = b.reconciler.executor.engines[engine.key]
+        assert (record.state, record.reason) == (EngineState.BACKOFF, "took too much")
+        await asyncio.sleep(60)
+        assert (record.state, record.doom) == (EngineState.READY, "")
+
+
+@pytest.mark.parametrize(("free_gib", "expected_s"), [(60, LOOK_INTERVALS_S[1]), (1.25, 0.5), (0.1, LOOK_INTERVALS_S[0])])
+def test_the_less_memory_is_left_the_sooner_it_is_looked_at_again(free_gib, expected_s):
+    assert look_again_s(Room(64 * GIB, int(free_gib * GIB), 64 * GIB)) == expected_s
