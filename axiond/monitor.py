@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from axiond import log
 from axiond.engine.engine import Engine
 from axiond.engine.forkclient import ForkServer
-from axiond.engine.numa import preferred_nodes
+from axiond.numa import preferred_nodes
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.sacrifice import sacrifice

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from axiond.engine.numa import move_memory
+from axiond.numa import move_memory
 from axiond.resources.affinity import confine
 from axiond.resources.cores import ANYWHERE, CORE_PLAN, CorePlan
 

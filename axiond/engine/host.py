@@ -23,12 +23,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from axiond.engine.numa import prefer_memory
 from axiond.engine.output import ENDED, how_ended
 from axiond.engine.plugin import GUARD_SOCKET, PR_SET_PDEATHSIG, die_with_parent, prctl
 from axiond.engine.relay import Relay
 from axiond.engine.spawn import LOCK_DESCRIPTOR, HostArgs
 from axiond.engine.sweep import sweep
+from axiond.numa import prefer_memory
 
 CONTROL_SOCKET = "control"
 # Of the first line that a host says; a daemon adopts no engine whose host speaks another one.
@@ -120,7 +120,8 @@ class Host:
         self._daemon.setblocking(False)
         self._watch(self._daemon, self._hear_daemon)
         self._alone_until, self._message = FOR_EVER, b""
-        self.relay.meet(self._daemon, json.dumps({"format": FORMAT, "pid": os.getpid(), "identity": self._identity}))
+        hello = {"format": FORMAT, "pid": os.getpid(), "identity": self._identity, "heard": self.relay.heard}
+        self.relay.meet(self._daemon, json.dumps(hello))
 
     def _dismiss(self) -> None:
         if self._daemon:

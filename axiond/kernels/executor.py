@@ -18,7 +18,8 @@ from vllm.v1.engine import utils
 from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from axiond.kernels.rebind import ENGINE, Follower
+from axiond.kernels.memory import ENGINE, plan_path
+from axiond.kernels.rebind import Follower
 
 BACKEND = f"{__name__}.OneProcessExecutor"
 BOUND_TO = "AXIOND_CORES"
@@ -66,7 +67,7 @@ class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
     """Runs the worker in the calling thread."""
 
     def _init_executor(self) -> None:
-        self._is_first_step, self._follower = True, Follower.of_engine()
+        self._is_first_step, self._follower = True, Follower(plan_path())
         super()._init_executor()
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import os
 from functools import cache
 from typing import Any
 
-from axiond.kernels import active, compiled
+from axiond.kernels import active, compiled, memory
 from axiond.kernels.imports import after_import
 from axiond.kernels.settings import FORCE_ISA, from_environ
 
@@ -27,6 +27,7 @@ def register() -> None:
     """
     settings = from_environ(os.environ)
     compiled.install(settings)
+    memory.install()
     if settings.is_off:
         return
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from vllm.logger import init_logger
 
 from axiond.kernels import threads
-
-ENGINE = "AXIOND_ENGINE"
+from axiond.kernels.memory import prefer
 
 logger = init_logger(__name__)
 
@@ -21,11 +20,6 @@ class Follower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int] | None = None
-
-    @classmethod
-    def of_engine(cls) -> "Follower":
-        """For this process's engine; of one that axiond did not start, there is nothing to see."""
-        return cls(Path(os.environ.get(ENGINE, "/nonexistent")) / "cores")
 
     def look(self) -> None:
         """Bind this process anew if the file has changed. Cheap if it has not: one call of the kernel's."""
@@ -39,6 +33,7 @@ class Follower:
             threads.bind(plan["compute"])
             # libgomp ends threads that a region does without, and the main one begets new ones: bound as it is, all on its core.
             os.sched_setaffinity(0, plan["compute"])
+            prefer(plan["nodes"])
         except FileNotFoundError:
             return
         except (OSError, ValueError) as exc:

@@ -61,11 +61,13 @@ async def prefill(engine: ProcessEngine, number: int) -> tuple[float, float]:
 async def test_answers_stay_and_speed_follows(smollm2: Path, runtime_dir: Path, state_dir: Path) -> None:
     """From two threads to one and back, twice: the kernel says what the plan says, and what one thread did, two share."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
-    two, one, other = CorePlan((first, second)), CorePlan((first,)), CorePlan((second,))
+    two, one, other = CorePlan((first, second), nodes=(0,)), CorePlan((first,)), CorePlan((second,))
     async with started(smollm2, runtime_dir, state_dir, two) as engine:
         prompts = [TEXT[start : start + 400] for start in (0, 1000, 2000)]
         expected = [await ask(engine, prompt, tokens=24) for prompt in prompts]
         alone_s, shared_s = [], []
+        policies = [line.split()[1] for pid in engine.pids for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines()[:1]]
+        assert policies == ["prefer:0"] * len(engine.pids), "vLLM would have bound it"
         for number, plan in enumerate((two, one, two, other, two)):
             engine.rebind(plan)
             assert [await ask(engine, prompt, tokens=24) for prompt in prompts] == expected

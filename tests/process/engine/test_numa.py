@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from axiond.engine.numa import move_memory, preferred_nodes
+from axiond.numa import move_memory, preferred_nodes
 
-CHILD = "import sys; from axiond.engine.numa import *; prefer_memory({0}); print('x', flush=True); sys.stdin.read()"
+CHILD = "import sys; from axiond.numa import *; prefer_memory({0}); print('x', flush=True); sys.stdin.read()"
 
 
 def test_a_process_prefers_its_nodes_and_its_memory_moves_there():

@@ -15,6 +15,7 @@ import json, os, sys, threading
 from pathlib import Path
 from axiond.kernels import threads
 from axiond.kernels.rebind import Follower
+from axiond.numa import preferred_nodes
 
 first, second, path = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 follower = Follower(path)
@@ -23,7 +24,7 @@ idle.start()
 
 def write(**plan):
     draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({"compute": [], "others": [], **plan}))
+    draft.write_text(json.dumps({"compute": [], "others": [], "nodes": [0], **plan}))
     draft.replace(path)
 
 def team(count):
@@ -43,6 +44,7 @@ write(compute=[first], others=[second])
 follower.look()
 assert threads_of_a_region() == 1
 assert os.sched_getaffinity(0) == {first}
+assert preferred_nodes(os.getpid()) == "0"
 assert os.sched_getaffinity(idle.native_id) == both
 
 write(compute=[first, second])

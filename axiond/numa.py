@@ -8,17 +8,17 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-MPOL_PREFERRED, MPOL_PREFERRED_MANY = 1, 5
+MPOL_PREFERRED, MPOL_INTERLEAVE = 1, 3
 WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 # The C library has no functions for these calls of the kernel's.
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 MIGRATE_PAGES = {"x86_64": 256, "aarch64": 238}
-POLICY_NODES = re.compile(r"^\S+ [^:=]+:([\d,-]+)")
+POLICY_NODES = re.compile(r"^\S+ [^:=\n]+:([\d,-]+)")
 
 
 def prefer_memory(nodes: Collection[int]) -> None:
     """
-    Have this thread, and all that come from it, take memory from *nodes* while these have any.
+    Have this thread, and all that come from it, take memory from *nodes*, in turn from several, while these have any.
 
     They are not bound: a bound process whose nodes are full is killed, whatever the others have left.
 
@@ -26,13 +26,7 @@ def prefer_memory(nodes: Collection[int]) -> None:
         OSError: the kernel refuses, or knows no NUMA.
     """
     mask = _mask(nodes)
-    try:
-        _call(SET_MEMPOLICY, MPOL_PREFERRED_MANY, mask, _length(mask))
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-        # Linux before 5.15 prefers one node only.
-        _call(SET_MEMPOLICY, MPOL_PREFERRED, _mask({min(nodes)}), _length(mask))
+    _call(SET_MEMPOLICY, MPOL_PREFERRED if len(nodes) == 1 else MPOL_INTERLEAVE, mask, _length(mask))
 
 
 def move_memory(pid: int, source: Collection[int], target: Collection[int]) -> None:
