@@ -50,6 +50,8 @@ from axiond.resources.topology import read_topology
 from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch
 
+FORK_SERVER_DELAY_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -212,10 +214,17 @@ class _Daemon:
         yield self._monitor.run()
         yield self._announcer.heartbeat()
         if self._forks:
-            yield self._forks.keep()
+            yield self._keep_forks(self._forks, has_engines=bool(self._reconciler.executor.engines))
         yield self._notifier.feed_watchdog()
         yield self._keep_last_good()
         yield self._greet()
+
+    async def _keep_forks(self, forks: ForkServer, *, has_engines: bool) -> None:
+        """Importing vLLM takes a core for seconds. Where engines were found, those who wait for their answers come first."""
+        if has_engines:
+            await self._announcer.became_ready.wait()
+            await asyncio.sleep(FORK_SERVER_DELAY_S)
+        await forks.keep()
 
     def _after_round(self, text: str, is_busy: bool, is_up: bool) -> None:
         self._announcer.after_round(text, is_busy, is_up)

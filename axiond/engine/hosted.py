@@ -118,7 +118,7 @@ class HostedEngine:
         """Read the engine's output until its host ends, or cannot be watched; leave nothing behind; tell how it ended."""
         broken = ""
         with contextlib.closing(link):
-            reading = asyncio.create_task(self._read(link.reader))
+            reading = asyncio.create_task(self._read(link))
             try:
                 await ended(link.descriptor)
             except OSError as exc:
@@ -133,12 +133,16 @@ class HostedEngine:
             reading.cancel()
         return broken or self._output.ending or f"lost its host, which {how or 'is gone'}"
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, link: Link) -> None:
+        heard = link.heard
         with contextlib.suppress(OSError, ValueError):
-            while line := await reader.readline():
+            while line := await link.reader.readline():
                 text = line.decode(errors="replace").rstrip("\n")
                 self._output.add(text)
-                self._on_line(text)
+                if heard:
+                    heard -= 1
+                else:
+                    self._on_line(text)
 
     async def _unless_ended(self, step: Coroutine[Any, Any, None]) -> None:
         """Await a step of the start; raise EngineStartError when the engine ends before."""

@@ -39,11 +39,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first line of a host: who it is, and which engine it has if that was ever proven."""
+    """
+    The first line of a host: who it is, and which engine it has if that was ever proven.
+
+    *heard* of the lines that follow were told to an earlier daemon.
+    """
 
     format: int
     pid: int
     identity: Identity | None
+    heard: int
 
 
 IDENTITY, HELLO = pydantic.TypeAdapter(Identity), pydantic.TypeAdapter(Hello)
@@ -55,7 +60,7 @@ class Link:
     A host's process and the connection to it.
 
     *descriptor* is a pidfd, which no reused process id can deceive; *lock* is the descriptor of the folder's lock if this
-    daemon made it.
+    daemon made it. The first *heard* lines are an earlier daemon's.
     """
 
     pid: int
@@ -63,6 +68,7 @@ class Link:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     lock: int | None = None
+    heard: int = 0
 
     async def prove(self, identity: Identity) -> None:
         """Tell the host whom it hosts: from now on the next daemon may adopt it."""
@@ -127,7 +133,9 @@ async def link_to_old(folder: Path) -> tuple[Link, Hello]:
         if not is_marked(pid, folder):
             raise OSError(f"process {pid} is not of {folder}")
         async with asyncio.timeout(HELLO_TIMEOUT_S):
-            return link, await read_hello(reader)
+            hello = await read_hello(reader)
+        link.heard = hello.heard
+        return link, hello
     except BaseException:
         link.close()
         raise

@@ -21,6 +21,8 @@ class Relay:
         self._unsent: deque[bytes] = deque(maxlen=MOST_UNSENT_LINES)
         self._begun = b""
         self._daemon: socket.socket | None = None
+        # How many of the last lines an earlier daemon was told.
+        self.heard = 0
 
     @property
     def has_unsent(self) -> bool:
@@ -35,6 +37,7 @@ class Relay:
         """The daemon is gone."""
         self._daemon, self._begun = None, b""
         self._unsent.clear()
+        self.heard = len(self._tail)
 
     def feed(self, chunk: bytes) -> None:
         """Take what the engine has printed."""
@@ -46,6 +49,8 @@ class Relay:
 
     def say(self, line: bytes) -> None:
         line = line[:LONGEST_PARTIAL_LINE] + b"\n"
+        if len(self._tail) == TAIL_LINES:
+            self.heard = max(0, self.heard - 1)
         self._tail.append(line)
         if self._daemon:
             self._unsent.append(line)

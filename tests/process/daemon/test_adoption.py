@@ -122,7 +122,7 @@ async def test_sigkill_under_load_twice_and_the_engines_serve_on(folder, http):
 
 async def test_orderly_end_answers_what_is_running_and_leaves_engines(folder, http):
     models = {"a": {"engine_args": {"token-delay": 0.2}}}
-    async with running(folder, manifest(folder, models)) as daemon:
+    async with running(folder, manifest(folder, models), log_level="debug") as daemon:
         before = await pids_of(daemon)
         asking = asyncio.create_task(chat(http, daemon.base, "a", max_tokens=5))
         async with asyncio.timeout(20):
@@ -135,6 +135,7 @@ async def test_orderly_end_answers_what_is_running_and_leaves_engines(folder, ht
         await daemon.ready()
         assert (await chat(http, daemon.base, "a", max_tokens=1))[0] == 200
         assert await pids_of(daemon) == before
+        assert daemon.log.count(f"fake engine {flat(before)[1]} serves") == 1
         await clean_up(daemon)
 
 

@@ -48,6 +48,21 @@ def test_a_daemon_that_comes_later_hears_the_tail(pair: tuple[socket.socket, soc
     assert not relay.has_unsent
 
 
+def test_a_next_daemon_is_told_what_an_earlier_one_has_heard(pair: tuple[socket.socket, socket.socket]) -> None:
+    host, _ = pair
+    relay = Relay()
+    relay.feed(numbered(0, 10))
+    relay.meet(host, HELLO)
+    assert relay.heard == 0
+    relay.feed(numbered(10, 20))
+    relay.part()
+    assert relay.heard == 20
+    relay.feed(numbered(20, TAIL_LINES + 5))
+    assert relay.heard == 15
+    relay.feed(numbered(0, TAIL_LINES))
+    assert relay.heard == 0
+
+
 def test_a_daemon_that_is_gone_is_no_failure(pair: tuple[socket.socket, socket.socket]) -> None:
     host, daemon = pair
     relay = Relay()
