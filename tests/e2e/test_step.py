@@ -24,8 +24,6 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, which imports vLLM; its configuration sets variables for its children."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0,1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("GOMP_CPU_AFFINITY", "OMP_NUM_THREADS"):  # engines of earlier tests in this process left them
-        monkeypatch.delenv(name, raising=False)
     before = os.environ.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,14 +40,26 @@ def backend(**options: Any) -> Any:
 
 
 def test_one_process(step: ModuleType) -> None:
-    """The first of the cores is the main thread's. Installing twice is installing once."""
+    """
+    The first of the cores is the main thread's, which EngineCore is told when it is started, and nobody else.
+
+    Installing twice is installing once.
+    """
+    from vllm.v1.engine import utils
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    from axiond.kernels.executor import OneProcessExecutor
+
+    names = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT")
     step.install(Settings())
     step.install(Settings())
     assert backend() == "axiond.kernels.executor.OneProcessExecutor"
-    assert {name: os.environ[name] for name in ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")} == {
-        "OMP_NUM_THREADS": "2",
-        "GOMP_CPU_AFFINITY": "0 1",
-    }
+    seen = []
+    for executor in (OneProcessExecutor, UniProcExecutor):
+        with utils._configure_uniproc_startup_threads(executor, 1):
+            seen.append([os.environ.get(name) for name in names])
+    assert seen == [["2", "0 1", "10000"], [None] * 3]
+    assert os.environ.keys().isdisjoint(names)
 
 
 @pytest.mark.parametrize("options", [{"distributed_executor_backend": "mp"}, {"tensor_parallel_size": 2}], ids=str)
