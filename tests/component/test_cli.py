@@ -331,6 +331,21 @@ async def test_check_names_every_problem(tmp_path: Path) -> None:
     assert accepted == Outcome(0, f"{good} is good: 1 model, 0 routes.\n", "")
 
 
+async def test_models_that_cannot_fit_are_refused_with_the_sum(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[models.a]\nsource = "/nowhere"\nkv_cache = "9000GiB"\n[models.b]\nsource = "/nowhere"\nload = "lazy"\n')
+    checked, planned = await asyncio.gather(
+        axiond("check", str(path)), axiond("plan", str(path), "--socket", str(tmp_path / "none"), XDG_STATE_HOME=str(tmp_path))
+    )
+    for outcome in (checked, planned):
+        assert outcome.code == 1
+        assert "GiB more than the memory budget of" in outcome.err
+        assert re.search(r"  a: 900\d\.\d GiB: KV cache 9000\.0 \+ processes", outcome.err)
+        assert "b: " not in outcome.err
+        assert "Choose a smaller kv_cache" in outcome.err
+    assert "b: " in planned.out
+
+
 @pytest.mark.parametrize("arguments", [("bogus",), ("plan", "--bogus"), ("reload", "--timeout", "soon")])
 async def test_wrong_usage_exits_1(arguments: tuple[str, ...]) -> None:
     """Not 2 as usual: a script must not take a typo for "there are changes"."""
