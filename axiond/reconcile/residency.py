@@ -30,6 +30,14 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """*until_s* is the loop time at which there is room, unless requests that run then take longer; inf where that is not known."""
+
+    reason: str
+    until_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Residency:
     """
     What to do about lazy models, each by its name.
@@ -41,7 +49,7 @@ class Residency:
 
     held: Mapping[str, int] = field(default_factory=dict)
     leaving: Mapping[str, Leaving] = field(default_factory=dict)
-    waiting: Mapping[str, str] = field(default_factory=dict)
+    waiting: Mapping[str, Waiting] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     is_short: bool = False
     due_s: float = math.inf
@@ -130,7 +138,7 @@ class _Choice:
         self._head: tuple[_Lazy, list[_Lazy]] | None = None
         self._leaving: dict[str, Leaving] = {}
         self._is_short = False
-        self._waiting: dict[str, str] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._due: list[float] = []
 
     def let_idle_go(self) -> None:
@@ -170,8 +178,8 @@ class _Choice:
         elif (victims := self._victims(lazy)) is None or (victims and self._head) or not self._fits_beside_head(lazy):
             self._wait(lazy, "other models come first: " + ", ".join(self._first_ones()))
         elif any(self._free_s(victim, lazy.patience_ends_s) > self._now for victim in victims):
-            self._wait(lazy, "; ".join(self._obstacle(victim) for victim in victims))
-            self._due.append(max(self._free_s(victim, lazy.patience_ends_s) for victim in victims))
+            until_s = max(self._free_s(victim, lazy.patience_ends_s) for victim in victims)
+            self._wait(lazy, "; ".join(self._obstacle(victim) for victim in victims), until_s)
             if self._is_overdue(lazy):
                 self._head = lazy, victims
         else:
@@ -287,9 +295,9 @@ class _Choice:
     def _is_overdue(self, lazy: _Lazy) -> bool:
         return self._now >= lazy.patience_ends_s
 
-    def _wait(self, lazy: _Lazy, why: str) -> None:
-        self._waiting[lazy.name] = why
-        self._due.append(lazy.patience_ends_s)
+    def _wait(self, lazy: _Lazy, why: str, until_s: float = math.inf) -> None:
+        self._waiting[lazy.name] = Waiting(why, until_s)
+        self._due += [until_s, lazy.patience_ends_s]
 
     def _release(self, lazy: _Lazy, cause: Literal["idle", "room"], reason: str) -> None:
         del self._held[lazy.name]

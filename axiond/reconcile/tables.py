@@ -1,5 +1,6 @@
 """Turn what is published into the table that requests are routed by. Pure."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypedDict
 
@@ -70,8 +71,9 @@ def _outlook(model: ModelTarget, observed: Observed, homeless: Mapping[EngineKey
     load_s = load_seconds(model, observed)
     if model.is_lazy and model.name not in lazy.held and not observed.is_asked_for(model.name):
         return {"is_coming": False, "ready_in_s": load_s}
-    if reason := lazy.waiting.get(model.name):
-        return {"is_coming": True, "reason": f"waits for memory: {reason}"}
+    if waiting := lazy.waiting.get(model.name):
+        ready_in_s = None if load_s is None or waiting.until_s == math.inf else waiting.until_s - now + load_s
+        return {"is_coming": True, "reason": f"waits for memory: {waiting.reason}", "ready_in_s": ready_in_s}
     starting = [view.since for view in views if view.state is EngineState.STARTING]
     if starting and load_s is not None:
         load_s = max(0.0, min(starting) + load_s - now)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from axiond.reconcile.residency import UNKNOWN_LOAD_S, Leaving, residency
+from axiond.reconcile.residency import UNKNOWN_LOAD_S, Leaving, Waiting, residency
 from axiond.reconcile.state import (
     Demand,
     EngineKey,
@@ -143,10 +143,10 @@ def test_what_leaves_says_why():
 
 
 WAITING = {
-    "busy": (Case().model("a").model("b").up("a", in_flight=1).asked("b"), "a has requests"),
-    "just-loaded": (Case().model("a").model("b").up("a", ago=4).asked("b"), "a was just loaded"),
-    "loading": (Case().model("a").model("b").up("a", state=S.STARTING).asked("b"), "a is being loaded"),
-    "not-first": (Case().model("a").model("b").asked("a", ago=5).asked("b"), "other models come first: a"),
+    "busy": (Case().model("a").model("b").up("a", in_flight=1).asked("b"), Waiting("a has requests", NOW + 9)),
+    "just-loaded": (Case().model("a").model("b").up("a", ago=4).asked("b"), Waiting("a was just loaded", NOW + 1)),
+    "loading": (Case().model("a").model("b").up("a", state=S.STARTING).asked("b"), Waiting("a is being loaded")),
+    "not-first": (Case().model("a").model("b").asked("a", ago=5).asked("b"), Waiting("other models come first: a")),
 }
 
 
