@@ -67,6 +67,8 @@ def environment(spec: ModelSpec, cores: Iterable[int], folder: Path, state_dir: 
         "TMPDIR": str(folder),
         "VLLM_RPC_BASE_PATH": str(folder),
         "VLLM_CACHE_ROOT": str(caches / "vllm"),
+        # Code that is compiled for so many threads would not follow when the engine gets more cores or fewer.
+        "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "torchinductor"),
         PACKED: str(caches / "packed"),
         # Large tensors on huge pages: filling a model's weights takes half the time then.

@@ -104,6 +104,7 @@ def test_the_environment_lets_only_harmless_variables_through() -> None:
         "TMPDIR": "/r/e/1",
         "VLLM_RPC_BASE_PATH": "/r/e/1",
         "VLLM_CACHE_ROOT": "/s/cache/vllm",
+        "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": "/s/cache/torchinductor",
         "AXIOND_PACKED": "/s/cache/packed",
         "THP_MEM_ALLOC_ENABLE": "1",
