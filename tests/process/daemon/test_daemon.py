@@ -180,8 +180,8 @@ async def test_sighup_tries_again_what_failed(folder):
 
 
 async def test_stop_first_keeps_held_requests_where_memory_holds_one(folder, http):
-    """2.5 GiB of processes and 64 MiB of cache fit once into 3 GiB."""
-    async with running(folder, models(folder, a={"engine_args": {"ready-after": 0.5}}), *FAKE, "--budget-gib", "3") as daemon:
+    """What is expected of processes, and 64 MiB of cache, fit once into 1 GiB."""
+    async with running(folder, models(folder, a={"engine_args": {"ready-after": 0.5}}), *FAKE, "--budget-gib", "1") as daemon:
         before = engine_pid((await chat(http, daemon.base, "a"))[1])
         daemon.manifest["models"]["a"]["max_num_seqs"] = 7
         daemon.write()
@@ -231,12 +231,12 @@ async def test_ten_models_stay_under_120_mb_of_daemon(folder, http):
 
 
 async def test_models_that_do_not_fit_are_told_while_the_others_serve(folder, http):
-    """3 GiB hold one engine of 2.56 GiB."""
-    async with running(folder, models(folder, a={"priority": 1}, b={}), *FAKE, "--budget-gib", "3") as daemon:
+    """1 GiB holds one engine."""
+    async with running(folder, models(folder, a={"priority": 1}, b={}), *FAKE, "--budget-gib", "1") as daemon:
         assert (await chat(http, daemon.base, "a"))[0] == 200
         status, body = await chat(http, daemon.base, "b")
         assert status == 503
-        assert "2.1 GiB more" in body["error"]["message"]
+        assert "GiB more than the memory budget of 1.0 GiB" in body["error"]["message"]
         conditions = {condition.type: condition for condition in (await daemon.status()).conditions}
         assert conditions["Ready"].message == "b"
-        assert "2.1 GiB more" in conditions["Degraded"].message
+        assert "GiB more than the memory budget of 1.0 GiB" in conditions["Degraded"].message
