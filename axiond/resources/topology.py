@@ -65,7 +65,7 @@ class _Cpu:
 
 
 def _cores(cpus: Mapping[int, _Cpu], allowed: frozenset[int], isolated: frozenset[int]) -> Iterator[Core]:
-    fastest = max((cpus[cpu].speed for cpu in allowed & cpus.keys()), default=0)
+    fastest = max((cpus[cpu].speed for cpu in (allowed - isolated) & cpus.keys()), default=0)
     for first, cpu in cpus.items():
         siblings = cpu.siblings & cpus.keys()
         if first != min(siblings):

@@ -54,9 +54,10 @@ def test_cores_that_differ_little_are_of_one_kind(read, speeds, big):
     assert tuple(core.cpus[0] for core in topology.cores if core.is_big) == big
 
 
-def test_where_only_little_cores_may_be_used_they_are_the_big_ones(tmp_path):
-    APPLE.write(tmp_path)
-    assert all(core.is_big for core in read_topology(tmp_path, frozenset({0, 1})).usable)
+@pytest.mark.parametrize(("affinity", "isolated"), [({0, 1}, ""), (set(APPLE.cpus), "4-7")], ids=["not allowed", "isolated"])
+def test_where_only_little_cores_may_be_used_they_are_the_big_ones(tmp_path, affinity, isolated):
+    replace(APPLE, files={"sys/devices/system/cpu/isolated": isolated}).write(tmp_path)
+    assert all(core.is_big for core in read_topology(tmp_path, frozenset(affinity)).usable)
 
 
 @pytest.mark.parametrize(
