@@ -7,6 +7,8 @@ The constants are measured: `bench/memory.py` shows them beside real engines, in
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from axiond.engine.argv import worker_count
+from axiond.kernels.settings import Settings
 from axiond.manifest.spec import ModelSpec, Server
 from axiond.resources.checkpoint import Checkpoint
 from axiond.resources.measured import NEVER, Measured
@@ -20,14 +22,16 @@ class Processes:
 
     api_server_bytes: int
     worker_bytes: int
+    apart_bytes: int  # what it costs that EngineCore and worker are two processes
 
 
-EXECUTED = Processes(586 * MIB, 721 * MIB)
-FORKED = Processes(290 * MIB, 490 * MIB)  # the rest is shared with the fork server
+EXECUTED = Processes(570 * MIB, 700 * MIB, 650 * MIB)
+FORKED = Processes(330 * MIB, 530 * MIB, 350 * MIB)  # the rest is shared with the fork server
+STOCK_INT4_BYTES = 1.0  # of one 4-bit weight as vLLM's own kernels keep it
 COMPILING_BYTES = 1200 * MIB  # Inductor's processes, and what it keeps
 DEFAULT_BATCHED_TOKENS, DEFAULT_SEQUENCES = 2048, 128  # of vLLM's API server on a CPU
 LORA_RANK = 16  # vLLM's max_lora_rank, unless engine_args say otherwise
-SAMPLING_BYTES = 12  # of each logit: as float32, as a probability, and what it is drawn with
+FLOAT_BYTES = 4  # products and logits are there in float32 and in the model's type
 CEILING_FACTOR = 1.5
 
 
@@ -116,25 +120,32 @@ def predict(spec: ModelSpec, checkpoint: Checkpoint | None, measured: Measured =
         measured: of the same digest, if there is any.
         processes: how its processes come to be.
     """
-    found, workers = checkpoint or Checkpoint(), _workers(spec)
+    found, workers = checkpoint or Checkpoint(), worker_count(spec)
     return Prediction(
         weights_bytes=_weights_bytes(spec, found) + _adapters_bytes(spec, found),
         kv_cache_bytes=int(spec.kv_cache) * workers if found.has_kv_cache else 0,
         activations_bytes=_activations_bytes(spec, found),
-        fixed_bytes=processes.api_server_bytes + processes.worker_bytes * workers + (0 if spec.enforce_eager else COMPILING_BYTES),
-        load_bytes=_load_bytes(spec, found),
+        fixed_bytes=_fixed_bytes(spec, processes, workers),
+        load_bytes=found.head or found.table,  # rounding it
         measured=measured,
     )
 
 
+def _fixed_bytes(spec: ModelSpec, processes: Processes, workers: int) -> int:
+    is_apart = workers > 1 or Settings(**spec.kernels.model_dump()).is_off
+    apart_bytes, compiling_bytes = processes.apart_bytes if is_apart else 0, 0 if spec.enforce_eager else COMPILING_BYTES
+    return processes.api_server_bytes + processes.worker_bytes * workers + apart_bytes + compiling_bytes
+
+
 def _weights_bytes(spec: ModelSpec, found: Checkpoint) -> int:
-    """As axiond's kernels keep them; vLLM's own take as much to a few percent."""
+    """As axiond's kernels keep them, or vLLM's."""
     if not (found.plain or found.rounded or found.table):
         return found.stored_bytes
     width = _width(spec)
     tables = (found.table + found.head) * width
-    rounded = found.rounded * _q4_bytes(found.group) if width == 2 or spec.kernels.w4a8 != "off" else found.rounded * 0.625
-    return int(found.plain * width + rounded) + tables + _head_copy_bytes(spec, found) + found.other_bytes
+    rounded = STOCK_INT4_BYTES if spec.kernels.w4a8 == "off" else _q4_bytes(found.group)
+    leftover = found.head or found.table  # what the allocator keeps of packing it
+    return int(found.plain * width + found.rounded * rounded) + tables + _head_copy_bytes(spec, found) + leftover + found.other_bytes
 
 
 def _q4_bytes(group: int) -> float:
@@ -144,10 +155,12 @@ def _q4_bytes(group: int) -> float:
 
 
 def _head_copy_bytes(spec: ModelSpec, found: Checkpoint) -> int:
-    """The rounded output layer that is kept beside the table."""
+    """The output layer packed for products, which is kept beside the table."""
     numbers = found.head or found.table
-    if spec.kernels.lm_head == "none" or spec.lora or not found.has_kv_cache:
+    if not found.has_kv_cache:
         return 0
+    if spec.kernels.lm_head == "none" or spec.lora:
+        return numbers * _width(spec)
     return numbers if spec.kernels.lm_head == "int8" else int(numbers * _q4_bytes(32))
 
 
@@ -160,9 +173,9 @@ def _adapters_bytes(spec: ModelSpec, found: Checkpoint) -> int:
 def _activations_bytes(spec: ModelSpec, found: Checkpoint) -> int:
     """The larger of one step's widest layer and of its logits."""
     width, tokens = _width(spec), _batched_tokens(spec, found)
-    feed_forward = tokens * (3 * found.intermediate + 2 * found.hidden) * width
+    feed_forward = tokens * 2 * found.intermediate * (width + FLOAT_BYTES)
     sequences = min(spec.max_num_seqs or DEFAULT_SEQUENCES, tokens)
-    logits = sequences * found.vocabulary * (width + SAMPLING_BYTES)
+    logits = sequences * found.vocabulary * (width + FLOAT_BYTES)
     return max(feed_forward, logits if found.has_kv_cache else 0)
 
 
@@ -170,18 +183,7 @@ def _batched_tokens(spec: ModelSpec, found: Checkpoint) -> int:
     if spec.chunked_prefill.max_num_batched_tokens:
         return spec.chunked_prefill.max_num_batched_tokens
     longest = spec.max_model_len or found.max_tokens
-    return DEFAULT_BATCHED_TOKENS * _workers(spec) if spec.chunked_prefill.enabled else max(longest, DEFAULT_BATCHED_TOKENS)
-
-
-def _load_bytes(spec: ModelSpec, found: Checkpoint) -> int:
-    """Weights as they are stored beside the packed ones: those of one layer at a time, and the output layer's copy."""
-    return found.head or found.table
-
-
-def _workers(spec: ModelSpec) -> int:
-    return (
-        _argument(spec, "tensor-parallel-size", 1) * _argument(spec, "pipeline-parallel-size", 1) * _argument(spec, "data-parallel-size", 1)
-    )
+    return DEFAULT_BATCHED_TOKENS * worker_count(spec) if spec.chunked_prefill.enabled else max(longest, DEFAULT_BATCHED_TOKENS)
 
 
 def _argument(spec: ModelSpec, option: str, default: int) -> int:

@@ -20,18 +20,19 @@ def of(checkpoint=PLAIN, measured=NEVER, **spec):
 @pytest.mark.parametrize(
     ("checkpoint", "spec", "expected_mib"),
     [
-        (PLAIN, {}, 2000 + 200 + 100 + 1),
-        (PLAIN, {"kernels": {"lm_head": "none"}}, 2000 + 200 + 1),
-        (PLAIN, {"kernels": {"lm_head": "int4"}}, 2000 + 200 + 62.5 + 1),
-        (PLAIN, {"dtype": "float32"}, 4000 + 400 + 100 + 1),
-        (PLAIN, {"lora": {"x": "/x"}}, 2000 + 200 + 1 + 2 * 16 * 2),
-        (ROUNDED, {}, 531.25 + 400 + 100),
+        (PLAIN, {}, 2000 + 200 + 100 + 100 + 1),
+        (PLAIN, {"kernels": {"lm_head": "none"}}, 2000 + 200 + 200 + 100 + 1),
+        (PLAIN, {"kernels": {"lm_head": "int4"}}, 2000 + 200 + 62.5 + 100 + 1),
+        (PLAIN, {"dtype": "float32"}, 4000 + 400 + 100 + 100 + 1),
+        (PLAIN, {"lora": {"x": "/x"}}, 2000 + 200 + 200 + 100 + 1 + 2 * 16 * 2),
+        (ROUNDED, {}, 531.25 + 400 + 100 + 100),
+        (ROUNDED, {"kernels": "off"}, 1000 + 400 + 200 + 100),
         (Checkpoint(rounded=1000 * MIB, group=64), {}, 562.5),
         (Checkpoint(rounded=1000 * MIB, group=32), {}, 625),
         (Checkpoint(stored_bytes=7 * MIB), {}, 7),
         (None, {}, 0),
     ],
-    ids=["bf16", "no-head-copy", "int4-head", "float32", "adapter", "q4-128", "q4-64", "q4-32", "other-format", "not-fetched"],
+    ids=["bf16", "no-head-copy", "int4-head", "float32", "adapter", "q4-128", "stock", "q4-64", "q4-32", "other-format", "not-fetched"],
 )
 def test_weights(checkpoint, spec, expected_mib):
     assert of(checkpoint, **spec).weights_bytes == pytest.approx(expected_mib * MIB, abs=2)
@@ -53,7 +54,8 @@ def test_processes():
     spec = ModelSpec(source="/m")
     assert predict(spec, None, processes=EXECUTED).fixed_bytes > predict(spec, None, processes=FORKED).fixed_bytes
     two = of(engine_args={"tensor_parallel_size": 2}).fixed_bytes - of().fixed_bytes
-    assert two == FORKED.worker_bytes
+    assert two == FORKED.worker_bytes + FORKED.apart_bytes
+    assert of(kernels="off").fixed_bytes == of().fixed_bytes + FORKED.apart_bytes
     assert of(enforce_eager=False).fixed_bytes - of().fixed_bytes == COMPILING_BYTES
 
 
