@@ -9,10 +9,10 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, TypeVar, assert_never
 
 import structlog
 
@@ -34,6 +34,7 @@ ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT"
 
 Verdict = Literal["keep", "start", "replace", "give up"]
 State = Literal["off", "starting", "ready", "given up"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,11 @@ class ForkServer:
         """Have one at hand that is up to date, for ever."""
         try:
             while True:
-                with contextlib.suppress(ForkServerFailed):
+                try:
                     async with self._turn:
                         await self._current()
+                except ForkServerFailed as exc:
+                    self._note(str(exc))
                 ended = [asyncio.ensure_future(self._running.process.wait())] if self._running else []
                 pause = asyncio.ensure_future(asyncio.sleep(CHECK_INTERVAL_S))
                 try:
@@ -124,7 +127,10 @@ class ForkServer:
     async def _current(self) -> "_Running":
         if self._running and self._running.process.returncode is not None:
             await self._bury(self._running, f"ended with code {self._running.process.returncode}")
-        wanted = await asyncio.to_thread(look)
+        try:
+            wanted = await asyncio.to_thread(look)
+        except OSError as exc:
+            raise ForkServerFailed(f"what is installed cannot be seen: {exc}") from exc
         verdict = judge(self._running.stamp if self._running else None, wanted, self._deaths)
         match verdict:
             case "keep":
@@ -144,7 +150,10 @@ class ForkServer:
         self.state = "starting"
         mark = self._folder / NO_ENGINE
         environ = {**self._environ, **ENVIRON, "LD_PRELOAD": stamp.preload, MARK: str(mark)}
-        running = self._running = await _Running.begin(self._module, stamp, environ, self._folder / LOG)
+        try:
+            running = self._running = await _Running.begin(self._module, stamp, environ, self._folder / LOG)
+        except OSError as exc:
+            raise ForkServerFailed(f"the fork server cannot be started: {exc}") from exc
         try:
             await running.hear(IMPORT_DEADLINE_S)
         except ForkServerFailed as exc:
@@ -216,7 +225,7 @@ class _Running:
                 socket.send_fds(self.channel, [request[:LENGTH_BYTES]], [lock, held])
             finally:
                 os.close(held)
-            message = await asyncio.shield(asyncio.ensure_future(self._exchange(request[LENGTH_BYTES:])))
+            message = await to_its_end(self._exchange(request[LENGTH_BYTES:]))
         except ForkServerFailed as exc:
             self.process.kill()
             await self.process.wait()
@@ -261,6 +270,16 @@ class _Running:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
+
+
+async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Await a question and its answer even if the caller is cancelled meanwhile, so that the next answer is not this one."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def look() -> Stamp:

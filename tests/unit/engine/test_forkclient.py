@@ -1,5 +1,6 @@
 """When a fork server is kept, started, replaced or given up, and what goes over its socket."""
 
+import asyncio
 import json
 import os
 import socket
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from axiond.engine.forkclient import Deaths, Stamp, judge
+from axiond.engine.forkclient import Deaths, Stamp, judge, to_its_end
 from axiond.engine.forkserver import framed, receive
 from axiond.engine.spawn import HostArgs
 
@@ -73,3 +74,17 @@ def test_a_daemon_that_is_gone_asks_for_nothing(said: bytes) -> None:
         with daemon:
             daemon.sendall(said)
         assert receive(server) is None
+
+
+async def test_a_cancelled_request_still_hears_its_answer() -> None:
+    """The next one would take it for its own."""
+    answer = asyncio.Event()
+    asking = asyncio.create_task(to_its_end(answer.wait()))
+    await asyncio.sleep(0)
+    asking.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not asking.done()
+    answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
