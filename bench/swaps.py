@@ -376,7 +376,7 @@ async def leave_room_for_one(daemon: Running) -> None:
     taken = [engine.memory_estimate_bytes for engine in (await daemon.status()).engines]
     daemon.manifest["server"]["memory_budget"] = int(ROOM_SHARE * max(taken))
     daemon.write()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while len((await daemon.status()).engines) > 1:
             await asyncio.sleep(0.1)
 
