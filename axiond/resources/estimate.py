@@ -25,8 +25,9 @@ class Processes:
     apart_bytes: int  # what it costs that EngineCore and worker are two processes
 
 
-EXECUTED = Processes(570 * MIB, 700 * MIB, 650 * MIB)
-FORKED = Processes(330 * MIB, 530 * MIB, 350 * MIB)  # the rest is shared with the fork server
+EXECUTED = Processes(570 * MIB, 600 * MIB, 770 * MIB)
+FORKED = Processes(330 * MIB, 430 * MIB, 0)  # the rest is shared with the fork server
+PACKING_BYTES = 100 * MIB  # what packing for axiond's kernels leaves behind
 STOCK_INT4_BYTES = 1.0  # of one 4-bit weight as vLLM's own kernels keep it
 COMPILING_BYTES = 1200 * MIB  # Inductor's processes, and what it keeps
 DEFAULT_BATCHED_TOKENS, DEFAULT_SEQUENCES = 2048, 128  # of vLLM's API server on a CPU
@@ -132,9 +133,10 @@ def predict(spec: ModelSpec, checkpoint: Checkpoint | None, measured: Measured =
 
 
 def _fixed_bytes(spec: ModelSpec, processes: Processes, workers: int) -> int:
-    is_apart = workers > 1 or Settings(**spec.kernels.model_dump()).is_off
+    is_apart = workers > 1 or _is_stock(spec)
+    base_bytes = processes.api_server_bytes + processes.worker_bytes * workers
     apart_bytes, compiling_bytes = processes.apart_bytes if is_apart else 0, 0 if spec.enforce_eager else COMPILING_BYTES
-    return processes.api_server_bytes + processes.worker_bytes * workers + apart_bytes + compiling_bytes
+    return base_bytes + apart_bytes + compiling_bytes + (0 if _is_stock(spec) else PACKING_BYTES)
 
 
 def _weights_bytes(spec: ModelSpec, found: Checkpoint) -> int:
@@ -144,7 +146,7 @@ def _weights_bytes(spec: ModelSpec, found: Checkpoint) -> int:
     width = _width(spec)
     tables = (found.table + found.head) * width
     rounded = STOCK_INT4_BYTES if spec.kernels.w4a8 == "off" else _q4_bytes(found.group)
-    leftover = found.head or found.table  # what the allocator keeps of packing it
+    leftover = 0 if _is_stock(spec) else found.head or found.table  # what the allocator keeps of packing it
     return int(found.plain * width + found.rounded * rounded) + tables + _head_copy_bytes(spec, found) + leftover + found.other_bytes
 
 
@@ -184,6 +186,10 @@ def _batched_tokens(spec: ModelSpec, found: Checkpoint) -> int:
         return spec.chunked_prefill.max_num_batched_tokens
     longest = spec.max_model_len or found.max_tokens
     return DEFAULT_BATCHED_TOKENS * worker_count(spec) if spec.chunked_prefill.enabled else max(longest, DEFAULT_BATCHED_TOKENS)
+
+
+def _is_stock(spec: ModelSpec) -> bool:
+    return Settings(**spec.kernels.model_dump()).is_off
 
 
 def _argument(spec: ModelSpec, option: str, default: int) -> int:
