@@ -40,11 +40,11 @@ async def asked(site: Site, **fields: Any) -> aiohttp.ClientResponse:
 
 async def test_who_waited_is_told_how_long(site: Site) -> None:
     await busy(site, "--token-delay", "0.05")
-    async with running(asked(site, max_tokens=10)) as first, running(asked(site, max_tokens=1)) as second:
+    async with running(asked(site, max_tokens=30)) as first, running(asked(site, max_tokens=1)) as second:
         await waits(site)
         assert "X-Axiond-Queue-Wait-Ms" not in (await first).headers
         answer = await second
-        assert (answer.status, 0 < int(answer.headers["X-Axiond-Queue-Wait-Ms"]) < 5000) == (200, True)
+        assert (answer.status, int(answer.headers["X-Axiond-Queue-Wait-Ms"]) > 0) == (200, True)
     assert await site.metric("axiond_queue_wait_seconds_count", model="m") == 1
     assert await site.metric("axiond_queue_estimate_seconds", model="m") == 0
 
@@ -59,13 +59,14 @@ async def test_one_key_with_many_requests_does_not_hold_off_another(site: Site) 
             assert answer.status == 200
         order.append(key)
 
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group, running(asked(site, key="many", max_tokens=10_000)):
+        await fake.wait_for(running=1)
         for _ in range(20):
             group.create_task(ask("many"))
-        await waits(site, 19)
-        group.create_task(ask("one"))
         await waits(site, 20)
-    assert order.index("one") <= 3  # one may have ended while it was asked, and one runs
+        group.create_task(ask("one"))
+        await waits(site, 21)
+    assert order.index("one") <= 2
 
 
 async def test_who_leaves_gives_its_place_to_the_next_at_once(site: Site) -> None:
