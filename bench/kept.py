@@ -48,10 +48,9 @@ class Start:
 
 
 @asynccontextmanager
-async def started(
-    folder: Path, spec: ModelSpec, state: Path, runtime: Path, spawner: Spawner
-) -> AsyncIterator[tuple[ProcessEngine, Start]]:
-    engine = ProcessEngine(Launch(EngineKey("m", spec.digest()), "m", spec, folder, runtime, state), spawner=spawner)
+async def started(spec: ModelSpec, state: Path, runtime: Path, spawner: Spawner) -> AsyncIterator[tuple[ProcessEngine, Start]]:
+    launch = Launch(EngineKey("m", spec.digest()), "m", spec, Path(spec.source), runtime, state)
+    engine = ProcessEngine(launch, spawner=spawner)
     watch, began = Watch(engine), time.perf_counter()
     try:
         async with working(watch.run()):
