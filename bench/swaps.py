@@ -55,7 +55,7 @@ from tests.fakes.running import REAL, Running, chat, running
 LOAD_S = 8.0
 PACES = (0.1, 0.3, 1.0, 3.0)  # a request comes after so many times a load's seconds
 BENCH_MODELS = Path("var/bench-models").absolute()
-REAL_MODELS, ROOM_SHARE = ("smollm2", "smollm2-awq", "tiny"), 1.4
+REAL_MODELS, ROOM_SHARE = ("smollm2", "smollm2-awq", "tiny"), 1.02
 REAL_GAP_S = 1.5
 FIGURES = ("loads", "p50 s", "p99 s")
 SLOTS = 8  # requests that an engine serves at a time

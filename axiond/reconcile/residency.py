@@ -157,7 +157,7 @@ class _Choice:
         for victim in self._victims(None) or ():
             free_s = self._free_s(victim, -math.inf)
             if free_s <= self._now:
-                self._release(victim, "room", "makes room for models that are always loaded")
+                self._release(victim, "room", "memory has become short")
             else:
                 self._is_short = True
                 self._due.append(free_s)
