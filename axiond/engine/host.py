@@ -300,6 +300,8 @@ def execute(args: HostArgs) -> NoReturn:
 
 
 def main() -> int:
+    # Whatever the daemon was started with may be open here too, which nobody expects to live as long as an engine.
+    os.closerange(LOCK_DESCRIPTOR + 1, os.sysconf("SC_OPEN_MAX"))
     with open(STDIN, "rb", closefd=False) as stdin:
         args = HostArgs.from_json(stdin.read())
     return supervise(args, LOCK_DESCRIPTOR, lambda: execute(args))

@@ -50,7 +50,7 @@ class Running:
 
     async def start(self, *command: str, listener: int | None = None, **environ: str) -> None:
         """Start it, as systemd would with *environ* in its environment and *listener* as a socket that was kept for it."""
-        hand_over = f"exec 3<&{listener}; LISTEN_PID=$$ LISTEN_FDS=1 " if listener is not None else ""
+        hand_over = f"exec 3<&{listener} {listener}<&-; LISTEN_PID=$$ LISTEN_FDS=1 " if listener is not None else ""
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *("sh", "-c", f'{hand_over}exec "$@"', "sh", sys.executable, *command, str(self.path)),
