@@ -50,12 +50,12 @@ from axiond.reconcile.state import (
 from axiond.resources.estimate import Prediction
 from axiond.resources.measured import Measured
 from bench.machine import describe
-from tests.fakes.running import REAL, Running, chat, running
+from tests.fakes.running import REAL, chat, running
 
 LOAD_S = 8.0
 PACES = (0.1, 0.3, 1.0, 3.0)  # a request comes after so many times a load's seconds
 BENCH_MODELS = Path("var/bench-models").absolute()
-REAL_MODELS, ROOM_SHARE = ("smollm2", "smollm2-awq", "tiny"), 1.02
+REAL_MODELS, BUDGET = ("smollm2", "smollm2-awq", "tiny"), "1400MiB"  # the largest takes 1320 MiB, the smallest two 2000
 REAL_GAP_S = 1.5
 FIGURES = ("loads", "p50 s", "p99 s")
 SLOTS = 8  # requests that an engine serves at a time
@@ -342,12 +342,11 @@ async def serve(folder: Path, trace: Sequence[Request], sources: Mapping[str, st
     """Send *trace* to a real daemon with room for one of the models; *in_order*: none before those that came earlier have begun."""
     shared = {"load": "lazy", "kv_cache": "64MiB", "max_model_len": 512, **({"min_resident": 0.0} if in_order else {})}
     models = {name: {"source": source, **shared} for name, source in sources.items()}
-    server = {"queue_timeout_s": 1800.0}
+    server = {"queue_timeout_s": 1800.0, "memory_budget": BUDGET}
     async with running(folder, {"server": server, "models": models}, *REAL, ready_within_s=300) as daemon:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(1800)) as http:
             for name in sources:  # each is loaded once, so that its load is measured and its packed weights are kept
                 await chat(http, daemon.base, name, max_tokens=4)
-            await leave_room_for_one(daemon)
             before = daemon.log.count(log.ENGINE_WAS_STARTED)
             began = time.monotonic()
             turns, result = [asyncio.Event() for _ in (*trace, None)], Result()
@@ -370,15 +369,6 @@ async def serve(folder: Path, trace: Sequence[Request], sources: Mapping[str, st
             await asyncio.gather(*(ask(index, request) for index, request in enumerate(trace)))
         result.loads = daemon.log.count(log.ENGINE_WAS_STARTED) - before
     return result
-
-
-async def leave_room_for_one(daemon: Running) -> None:
-    taken = [engine.memory_estimate_bytes for engine in (await daemon.status()).engines]
-    daemon.manifest["server"]["memory_budget"] = int(ROOM_SHARE * max(taken))
-    daemon.write()
-    async with asyncio.timeout(300):
-        while len((await daemon.status()).engines) > 1:
-            await asyncio.sleep(0.1)
 
 
 async def engines(count: int) -> list[dict[str, Any]]:
