@@ -12,8 +12,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from axiond.engine.adopt import end_engines
-
 ASKING_TIMEOUT_S = 5.0
 
 
@@ -38,6 +36,8 @@ def job_of(unit: str) -> str:
 
 def main(unit: str) -> int:
     if not is_next_daemon_coming(job_of(unit), os.environ.get("SERVICE_RESULT", "success")):
+        from axiond.engine.adopt import end_engines  # half a second of imports, for which the next daemon would wait
+
         asyncio.run(end_engines(Path(os.environ["RUNTIME_DIRECTORY"])))
     return 0
 
