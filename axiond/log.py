@@ -45,7 +45,7 @@ ENGINE_WAS_FOUND: Final = "engine.was_found"
 ENGINE_WAS_REBOUND: Final = "engine.was_rebound"
 CORES_WERE_REFUSED: Final = "cores.were_refused"
 ENGINE_PRINTED: Final = "engine.printed"
-FORK_SERVER_FAILED: Final = "fork_server.failed"
+FORK_SERVER_FAILED: Final = "forkserver.failed"
 
 SOURCE_FETCH_PROGRESSED: Final = "source.fetch_progressed"
 SOURCE_FETCH_FAILED: Final = "source.fetch_failed"

@@ -48,7 +48,10 @@ def healthy(now: datetime) -> Status:
             condition(ConditionType.ROLLED_BACK, "False", "Settled", now - timedelta(minutes=5)),
         ),
         models=(
-            ModelReport(name="chat", names=("chat", "gpt"), load="eager", replicas=1, state="ready", in_flight=2, queued=3, wait_s=11.4),
+            ModelReport(
+                name="chat", names=("chat", "gpt"), load="eager", replicas=1, state="ready", since=now - timedelta(hours=1), in_flight=2,
+                queued=3, wait_s=11.4,
+            ),
         ),
         engines=(engine,), sources=(SourceReport(source="/models/chat", state="ready", weight_bytes=270 * 2**20),),
     )  # fmt: skip
