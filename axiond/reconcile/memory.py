@@ -16,6 +16,13 @@ def held_bytes(observed: Observed, wanted: Collection[EngineKey]) -> int:
     )
 
 
+def settled_bytes(observed: Observed, wanted: Collection[EngineKey]) -> int:
+    """As `held_bytes()`, once those that load now are ready."""
+    loading = [view for view in observed.engines.values() if view.state is EngineState.STARTING]
+    steady = [observed.predictions.get(view.key.digest, view.prediction).steady_bytes for view in loading]
+    return held_bytes(observed, wanted) + sum(steady) - sum(taken_bytes(view, observed) for view in loading)
+
+
 def taken_bytes(view: EngineView, observed: Observed) -> int:
     """What an engine takes of the budget: its load peak until it is ready, then what it holds, or more if it was seen to."""
     prediction = observed.predictions.get(view.key.digest, view.prediction)
@@ -27,6 +34,7 @@ def taken_bytes(view: EngineView, observed: Observed) -> int:
 def needed_bytes(model: ModelTarget, count: int, observed: Observed) -> tuple[int, int]:
     """What the first *count* engines of *model* take once all are ready, and what starting one of them takes on top; 0 if none has to."""
     prediction = prediction_of(model, observed)
+    more_bytes = prediction.peak_bytes - prediction.steady_bytes
     running: dict[int, int] = {}
     is_starting = False
     for key, view in observed.engines.items():
@@ -35,10 +43,11 @@ def needed_bytes(model: ModelTarget, count: int, observed: Observed) -> tuple[in
         if view.state is EngineState.FAILED:
             running.setdefault(key.replica, 0)
         elif view.state in (EngineState.STARTING, EngineState.READY, EngineState.DRAINING):
-            running[key.replica] = max(running.get(key.replica, 0), prediction.steady_bytes, view.used_bytes)
+            loading_bytes = more_bytes if view.state is EngineState.STARTING else 0
+            running[key.replica] = max(running.get(key.replica, 0), prediction.steady_bytes, view.used_bytes - loading_bytes)
             is_starting |= view.state is EngineState.STARTING
     missing = count - len(running)
-    extra = prediction.peak_bytes - prediction.steady_bytes if missing or is_starting else 0
+    extra = more_bytes if missing or is_starting else 0
     return sum(running.values()) + missing * prediction.steady_bytes, extra
 
 

@@ -121,6 +121,10 @@ HELD = {
     "replicas": (Case(room=3).model("a", replicas=2).asked("a"), {"a": 2}),
     "as-many-replicas-as-fit": (Case(room=3).model("a", replicas=4).model("b", is_lazy=False).asked("a"), {"a": 2}),
     "load-peak-needs-room-too": (Case(room=3).model("a", size=2).model("b", size=1, peak=2).up("a").asked("b"), {"b": 1}),
+    "what-is-seen-of-a-load-counts-once": (
+        Case(room=9).model("a", size=4, peak=6, is_lazy=False).model("b", size=3).up("a", state=S.STARTING, used_bytes=6).up("b"),
+        {"b": 1},
+    ),
     "grown-beyond-the-budget": (Case(room=2).model("a").model("b").up("a", used_bytes=2).up("b", used=5), {"b": 1}),
 }
 
