@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from axiond.reconcile.actions import Action, Drain, Drop, Fetch, Forget, GiveUp, Publish, Reject, Resume, Start, Stop
 from axiond.reconcile.backoff import MOST_FAILURES
-from axiond.reconcile.memory import eager_needs, held_bytes, prediction_of, taken_bytes
+from axiond.reconcile.memory import eager_needs, held_bytes, prediction_of, settled_bytes, taken_bytes
 from axiond.reconcile.residency import Residency, residency
 from axiond.reconcile.slots import is_current, ready_engines, recycle_due_s, wanted_engines
 from axiond.reconcile.state import (
@@ -31,6 +31,8 @@ from axiond.reconcile.state import (
 )
 from axiond.resources.estimate import together_bytes
 from axiond.resources.sums import lack_of_memory, refusal
+
+COMING_OR_GOING = LEAVING | {EngineState.STARTING}
 
 
 def plan(desired: Target, observed: Observed, now: float) -> tuple[Action, ...]:
@@ -88,7 +90,7 @@ def without_room(desired: Target, observed: Observed, now: float) -> Mapping[Eng
     holding = {key: view for key, view in observed.engines.items() if view.state in HOLDS_MEMORY}
     if any(key not in wanted or view.state in LEAVING for key, view in holding.items()):
         return {}
-    used = held_bytes(observed, wanted)
+    used = settled_bytes(observed, wanted)
     found = {}
     for key in wanted:
         source = observed.sources.get(desired.models[key.model].source)
@@ -195,7 +197,7 @@ class _Round:
             elif key in self.gating:
                 homeless = homeless or (key, used + more - self.observed.budget_bytes)
             elif key.turn:
-                self._retire_older(key)
+                self._retire_older(key, used + more - self.observed.budget_bytes)
         if homeless and not is_proving and not self.lazy.is_short:
             self._make_room(*homeless)
 
@@ -207,11 +209,13 @@ class _Round:
     def _crashed_until_flip(self) -> list[EngineKey]:
         return sorted(key for key in self.serving_keys.difference(self.wanted) if self.state(key) is EngineState.BACKOFF)
 
-    def _retire_older(self, key: EngineKey) -> None:
-        """Where an engine and its next turn have no room at once, the older one stops first."""
-        if not any(view.state in LEAVING for view in self.observed.engines.values()):
-            ready = ready_engines(self._model_of(key), self.observed)
-            self.yielding.update(old for old in ready if old.replica == key.replica)
+    def _retire_older(self, key: EngineKey, needed: int) -> None:
+        """Where an engine and its next turn have no room at once, the older one stops first: one at a time, if that is enough."""
+        if self.yielding or any(view.state in COMING_OR_GOING for view in self.observed.engines.values()):
+            return
+        older = [old for old in ready_engines(self._model_of(key), self.observed) if old.replica == key.replica]
+        if sum(taken_bytes(self.observed.engines[old], self.observed) for old in older) >= needed:
+            self.yielding.update(older)
 
     def _model_of(self, key: EngineKey) -> ModelTarget:
         target = self.desired if key in self.wanted else self.serving

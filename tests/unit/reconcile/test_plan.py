@@ -1,13 +1,15 @@
 """plan(): one cell for every pair of states, then the stories."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from axiond.reconcile import actions as do
-from axiond.reconcile.plan import next_wake_s, plan
+from axiond.reconcile.plan import next_wake_s, plan, without_room
 from axiond.reconcile.state import Demand, EngineKey, EngineState, Observed, Published, SourceState, SourceView, Target
 from axiond.resources.estimate import Prediction
+from axiond.resources.measured import Measured
 from axiond.resources.sums import REMEDY
 
 from .world import GIB, S, World, keys_of, model, target, view
@@ -331,6 +333,39 @@ def test_memory_of_an_engine_that_will_run_again_is_not_given_away():
     assert not any(isinstance(action, do.Start) for action in world.round())
     world.settle()
     assert world.routed() == {EngineKey("a", "new")}
+
+
+def test_what_fits_once_another_has_been_loaded_waits_and_is_not_without_room():
+    world = World(budget_gib=10)
+    world.observed = replace(world.observed, predictions={"new": Prediction(measured=Measured(4 * GIB, 6 * GIB, 4 * GIB, 10.0))})
+    world.want(target(1, model("a"), model("b")))
+    while not world.observed.engines:
+        world.round()
+    assert [view.key.model for view in world.observed.engines.values()] == ["a"]
+    assert without_room(world.desired, world.observed, world.now) == {}
+    world.settle()
+    assert {key.model for key in world.routed()} == {"a", "b"}
+
+
+def outgrown(replicas=1, budget_gib=8):
+    world = served(model("a", replicas=replicas), budget_gib=budget_gib)
+    grown = {key: replace(view, used_bytes=5 * GIB, ceiling_bytes=4 * GIB) for key, view in world.observed.engines.items()}
+    world.observed = replace(world.observed, engines=grown)
+    world.want(world.observed.serving)
+    return world
+
+
+def test_replicas_that_have_outgrown_their_ceiling_are_replaced_one_at_a_time():
+    world = outgrown(replicas=2, budget_gib=10)
+    while world.round() or world.arrive():
+        assert world.routed()
+    assert {view.used_bytes for view in world.observed.engines.values()} == {0}
+
+
+def test_an_engine_beyond_its_ceiling_stays_where_its_like_would_not_fit_even_without_it():
+    world = outgrown()
+    world.observed = replace(world.observed, predictions={"new": Prediction(measured=Measured(4 * GIB, 9 * GIB, 4 * GIB, 10.0))})
+    assert world.round() == ()
 
 
 def test_a_source_that_nothing_names_is_dropped():
