@@ -173,7 +173,14 @@ async def ended(descriptor: int) -> None:
 
 
 def has_ended(descriptor: int) -> bool:
-    return bool(select.select([descriptor], [], [], 0)[0])
+    return is_readable(descriptor)
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether there is something to read, or an end. Its number may be beyond what `select()` takes."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def end(host: int, descriptor: int, folder: Path) -> str:

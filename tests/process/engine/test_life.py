@@ -1,8 +1,10 @@
 """Start, prove, stop: real children, the fake engine."""
 
 import asyncio
+import contextlib
 import errno
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -283,6 +285,19 @@ async def test_a_host_that_cannot_be_watched_is_not_left_running(build: Build, m
             await engine.start()
     assert engine.pids == ()
     assert remains(folder_of(engine.endpoint), hosts) == {}
+
+
+async def test_it_starts_and_is_watched_while_a_thousand_clients_are_connected(build: Build) -> None:
+    """Descriptors have numbers then that `select()` does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    engine = build()
+    with contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1024):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        await engine.start()
+    assert len(engine.pids) == 2
 
 
 async def test_a_watch_that_breaks_ends_the_engine_and_holds_up_nothing(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
