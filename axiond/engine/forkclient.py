@@ -5,11 +5,11 @@ import contextlib
 import importlib.util
 import json
 import os
-import select
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_never
@@ -18,6 +18,7 @@ import structlog
 
 from axiond import log
 from axiond.engine.forkserver import LENGTH_BYTES, framed
+from axiond.engine.link import is_readable
 from axiond.engine.spawn import HostArgs, PlainSpawner
 from axiond.engine.sweep import MARK
 
@@ -225,11 +226,10 @@ class _Running:
                 socket.send_fds(self.channel, [request[:LENGTH_BYTES]], [lock, held])
             finally:
                 os.close(held)
-            message = await to_its_end(self._exchange(request[LENGTH_BYTES:]))
+            message = await to_its_end(self._exchange(request[LENGTH_BYTES:]), unwanted=kill_host)
         except ForkServerFailed as exc:
-            self.process.kill()
-            await self.process.wait()
-            if select.select([heard], [], [], 0)[0]:
+            await self._kill()
+            if is_readable(heard):
                 raise BrokenPipeError from exc
             raise OSError(f"the fork server {exc} when it had forked") from exc
         finally:
@@ -267,19 +267,39 @@ class _Running:
     async def end(self) -> None:
         """End it; its hosts live on."""
         self.channel.close()
+        await self._kill()
+
+    async def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
 
 
-async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Await a question and its answer even if the caller is cancelled meanwhile, so that the next answer is not this one."""
+async def to_its_end(work: Coroutine[Any, Any, _T], unwanted: Callable[[_T], None]) -> _T:
+    """
+    Await a question and its answer however often the caller is cancelled meanwhile, so that the next answer is not this one.
+
+    Nobody gets the answer then but *unwanted*.
+    """
     task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if not cancelled:
+        return task.result()
+    if not task.exception():
+        unwanted(task.result())
+    raise cancelled
+
+
+def kill_host(answer: Mapping[str, Any]) -> None:
+    """End a host that nobody will connect to; what it has started ends with it."""
+    if "pid" in answer:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(answer["pid"], signal.SIGKILL)
 
 
 def look() -> Stamp:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import sys
+import termios
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import psutil
 import pytest
 
 from axiond.engine.forkclient import ForkServer
+from axiond.engine.forkserver import LENGTH_BYTES
 from axiond.engine.process import Launch, ProcessEngine
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
@@ -124,6 +127,47 @@ async def test_another_library_to_load_first_is_a_reason_to_start_anew(
     await start()
     assert forks.pid != before
     assert forks.forked == 2
+
+
+async def asked_in_vain(forks: ForkServer, start: Build) -> "asyncio.Task[ProcessEngine]":
+    """A start whose request lies before the fork server, which is stopped."""
+    assert forks._running
+    os.kill(forks._running.process.pid, signal.SIGSTOP)
+    starting, unread = asyncio.create_task(start()), bytes(4)
+    async with asyncio.timeout(WITHIN_S):
+        while int.from_bytes(unread, sys.byteorder) <= LENGTH_BYTES:
+            await asyncio.sleep(0.02)
+            unread = fcntl.ioctl(forks._running.channel, termios.TIOCOUTQ, unread)
+    return starting
+
+
+async def test_a_fork_server_that_dies_before_it_forks_is_replaced(forks: ForkServer, start: Build) -> None:
+    await start()
+    starting, killed = await asked_in_vain(forks, start), forks.pid
+    assert killed
+    os.kill(killed, signal.SIGKILL)
+    engine = await asyncio.wait_for(starting, WITHIN_S)
+    assert forks.pid != killed
+    assert psutil.Process(engine.pids[0]).ppid() == forks.pid
+
+
+async def test_a_start_that_is_cancelled_twice_takes_nobodys_answer_and_leaves_nothing(forks: ForkServer, start: Build) -> None:
+    """As `Stop` does: it cancels the start, and again before it stops the engine."""
+    first = await start()
+    starting = await asked_in_vain(forks, start)
+    for _ in range(2):
+        starting.cancel()
+        await asyncio.sleep(0.01)
+    assert forks.pid
+    os.kill(forks.pid, signal.SIGCONT)
+    third = await asyncio.wait_for(start(), WITHIN_S)
+    assert marks(third.pids[0]) == {f"AXIOND_ENGINE={folder_of(third.endpoint)}".encode()}
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    hosts = {engine.pids[0] for engine in (first, third)}
+    async with asyncio.timeout(1):
+        while {child.pid for child in psutil.Process(forks.pid).children()} != hosts:  # noqa: ASYNC110  the kernel does not tell
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
