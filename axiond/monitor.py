@@ -99,6 +99,9 @@ class Monitor:
         is_settled = memory.bytes <= STILL_GROWING * record.used_bytes  # a KV cache gets its pages after its engine is ready
         record.used_bytes = memory.bytes
         digest, known = record.key.digest, self._memory.measured.get(record.key.digest)
+        is_too_large = memory.bytes > self._reconciler.ceiling_bytes(record)
+        if record.state is EngineState.BACKOFF or is_too_large:
+            self._memory.measured.forget_growth(digest)
         if record.state is not EngineState.READY or not memory.bytes:
             return
         if _is_unmeasured(record):
@@ -107,7 +110,9 @@ class Monitor:
                 return
             record.is_measured = True
             known = known.after_start(memory.bytes, memory.peak_bytes, record.load_s)
-        self._memory.measured.put(digest, known.after_sample(memory.bytes))
+            self._memory.measured.put(digest, known)
+        if not is_too_large:
+            self._memory.measured.put(digest, known.after_sample(memory.bytes))
 
     async def _save(self) -> None:
         try:

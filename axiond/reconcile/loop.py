@@ -146,7 +146,7 @@ class Reconciler:
     def observe(self) -> Observed:
         records = self.executor.engines.items()
         seen = Observed(
-            engines={key: record.view(self.router.in_flight(key), self._ceiling_bytes(record)) for key, record in records},
+            engines={key: record.view(self.router.in_flight(key), self.ceiling_bytes(record)) for key, record in records},
             sources={source: record.view for source, record in self.executor.sources.items()},
             serving=self.serving.target if self.serving else None,
             published=self.published,
@@ -188,7 +188,8 @@ class Reconciler:
                     found[model.digest] = predict(spec, checkpoint, measured, processes_of(self._server))
         return found
 
-    def _ceiling_bytes(self, record: EngineRecord) -> int:
+    def ceiling_bytes(self, record: EngineRecord) -> int:
+        """What an engine may grow to before it is replaced."""
         spec = next((spec for one in (self.desired, self.serving) if one and (spec := one.spec_of(record.key))), None)
         return record.prediction.ceiling_bytes(spec.memory_ceiling if spec else None)
 

@@ -65,6 +65,11 @@ class MeasuredStore:
             del self._known[next(iter(self._known))]
         self._is_written = False
 
+    def forget_growth(self, digest: str) -> None:
+        """What its engines grew to is not what the next one has to have room for."""
+        if known := self._known.get(digest):
+            self.put(digest, replace(known, most_bytes=known.ready_bytes))
+
     def save(self) -> None:
         """Write what has changed. Blocks; raises OSError."""
         if self._path and not self._is_written:

@@ -8,6 +8,8 @@ import pytest
 from axiond.monitor import LOOK_INTERVALS_S, Monitor, look_again_s
 from axiond.reconcile.state import EngineState
 from axiond.resources.budget import Room
+from axiond.resources.estimate import Prediction
+from axiond.resources.measured import Measured
 
 from .engines import GIB, START_S, bench
 
@@ -65,6 +67,32 @@ async def test_one_that_had_to_end_says_why_and_comes_back():
         assert (record.state, record.reason) == (EngineState.BACKOFF, "took too much")
         await asyncio.sleep(60)
         assert (record.state, record.doom) == (EngineState.READY, "")
+
+
+async def test_one_that_took_all_memory_until_it_ended_is_expected_to_take_as_much_as_before_it_grew():
+    async with bench(4 * GIB) as b:
+        await b.settled(b.submit(a={}))
+        engine, measured = b.engine("a"), b.reconciler.memory.measured
+        measured.put(engine.key.digest, Measured(GIB, GIB, 5 * GIB, START_S))
+        engine.crash()
+        await asyncio.sleep(60)
+        assert b.reconciler.executor.engines[engine.key].state is EngineState.BACKOFF
+        await looked_at(b, 1)
+        assert measured.get(engine.key.digest) == Measured(GIB, GIB, GIB, START_S)
+        await asyncio.sleep(START_S + 1)
+        assert b.reconciler.executor.engines[engine.key].state is EngineState.READY
+
+
+async def test_what_an_engine_grew_to_beyond_its_ceiling_is_not_expected_of_the_next():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        engine, measured = b.engine("a"), b.reconciler.memory.measured
+        record = b.reconciler.executor.engines[engine.key]
+        record.is_measured, record.prediction = True, Prediction(fixed_bytes=2**20)
+        measured.put(engine.key.digest, Measured(2**20, 2**20, 2**30, START_S))
+        engine.pids = (os.getpid(),)
+        await looked_at(b, 1)
+        assert measured.get(engine.key.digest).most_bytes == 2**20
 
 
 @pytest.mark.parametrize(("free_gib", "expected_s"), [(60, LOOK_INTERVALS_S[1]), (1.25, 0.5), (0.1, LOOK_INTERVALS_S[0])])
