@@ -58,10 +58,12 @@ def with_session(stock: Callable[..., None]) -> Callable[..., None]:
 
 def tables(model: Module) -> dict[str, Parameter]:
     """The weights of vocabularies: they are looked up in, so they stay as they are. Tied ones are one."""
+    once = dict(model.named_parameters())
     return {
         f"{name}.weight": module.weight
         for name, module in model.named_modules()
         if isinstance(module, VocabParallelEmbedding)
+        and f"{name}.weight" in once
         and isinstance(module.quant_method, UnquantizedEmbeddingMethod)
         and module.weight.nbytes >= LARGE_BYTES
         and module.weight.is_contiguous()
