@@ -142,11 +142,14 @@ class Executor:
                 del self.sources[source]
 
     def sacrifice(self, key: EngineKey, reason: str) -> None:
-        """Kill an engine's processes now, whatever they do, and let its host clear up. It counts as a crash."""
+        """Kill an engine's processes now, whatever they do, and let its host clear up. It counts as a crash. One without any is let be."""
         record = self.engines[key]
+        pids = record.engine.pids[1:]
+        if not pids:
+            return
         record.doom = reason
         self._events.emit(log.ENGINE_WAS_SACRIFICED, level="error", key=str(key), reason=reason)
-        for pid in record.engine.pids[1:]:
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

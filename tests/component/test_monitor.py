@@ -60,6 +60,7 @@ async def test_one_that_had_to_end_says_why_and_comes_back():
     async with bench() as b:
         await b.settled(b.submit(a={}))
         engine = b.engine("a")
+        engine.pids = (os.getpid(), 2**30)
         b.reconciler.executor.sacrifice(engine.key, "took too much")
         engine.crash()
         await asyncio.sleep(0.1)
@@ -67,6 +68,15 @@ async def test_one_that_had_to_end_says_why_and_comes_back():
         assert (record.state, record.reason) == (EngineState.BACKOFF, "took too much")
         await asyncio.sleep(60)
         assert (record.state, record.doom) == (EngineState.READY, "")
+
+
+async def test_one_that_has_no_processes_yet_is_not_waited_for_as_if_it_were_ending():
+    async with bench() as b:
+        await b.settled(b.submit(a={}))
+        engine = b.engine("a")
+        engine.pids = (os.getpid(),)  # its host
+        b.reconciler.executor.sacrifice(engine.key, "had to end")
+        assert not b.reconciler.executor.engines[engine.key].doom
 
 
 async def test_one_that_took_all_memory_until_it_ended_is_expected_to_take_as_much_as_before_it_grew():
