@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +71,8 @@ def threads() -> int:
 
 def main(name: str) -> int:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Whatever the daemon was started with may be open here too, which nobody expects to live as long as an engine.
+    os.closerange(STDERR + 1, os.sysconf("SC_OPEN_MAX"))
     # Hosts are nobody's children, so nobody waits for them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     channel = socket.socket(fileno=os.dup(STDIN))
@@ -110,6 +113,8 @@ def be_host(args: HostArgs, lock: int, preload: Preload, placeholder: str) -> No
         os.environ.update(args.environ)
         tempfile.tempdir = None
         code = supervise(args, lock, lambda: sys.exit(preload.serve(args.argv)))
+    except BaseException:
+        traceback.print_exc()
     finally:
         # An end as usual would take its time to let go of what belongs to the fork server.
         os._exit(code)

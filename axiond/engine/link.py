@@ -95,6 +95,8 @@ async def link_to_new(folder: Path, pid: int, lock: int) -> Link:
     """
     try:
         descriptor = os.pidfd_open(pid)
+    except ProcessLookupError as exc:
+        raise OSError(ended_at_once(folder)) from exc
     except OSError:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
@@ -107,7 +109,7 @@ async def link_to_new(folder: Path, pid: int, lock: int) -> Link:
                 await read_hello(reader)
                 return Link(pid, descriptor, reader, writer, lock)
             if has_ended(descriptor):
-                raise OSError(f"its host ended at once: {last_line(folder / HOST_LOG)}")
+                raise OSError(ended_at_once(folder))
             await asyncio.sleep(CONNECT_INTERVAL_S)
     except BaseException:
         await end(pid, descriptor, folder)
@@ -220,7 +222,8 @@ def reap(descriptor: int) -> str:
     return how_ended(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
 
 
-def last_line(path: Path) -> str:
+def ended_at_once(folder: Path) -> str:
+    said = ""
     with contextlib.suppress(OSError):
-        return path.read_text(errors="replace").strip().rpartition("\n")[2]
-    return ""
+        said = (folder / HOST_LOG).read_text(errors="replace").strip().rpartition("\n")[2]
+    return f"its host ended at once{f': {said}' if said else ''}"

@@ -16,8 +16,10 @@ import pytest
 from axiond.engine.forkclient import ForkServer
 from axiond.engine.forkserver import LENGTH_BYTES
 from axiond.engine.process import Launch, ProcessEngine
+from axiond.errors import EngineStartError
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
+from axiond.resources.cores import ANYWHERE, CorePlan
 from tests.fakes.remains import all_ended, folder_of, is_alive, remains, segments
 
 from .conftest import FAKE, FAKES
@@ -43,10 +45,11 @@ class Build:
         self._forks, self._runtime_dir, self._tmp_path = forks, runtime_dir, tmp_path
         self.engines: list[ProcessEngine] = []
 
-    async def __call__(self, forks: ForkServer | None = None) -> ProcessEngine:
+    async def __call__(self, forks: ForkServer | None = None, cores: CorePlan = ANYWHERE) -> ProcessEngine:
         spec = ModelSpec(source="/model")
         launch = Launch(EngineKey("m", spec.digest()), "m", spec, self._tmp_path, self._runtime_dir, self._tmp_path, command=FAKE)
         engine = ProcessEngine(launch, spawner=forks or self._forks)
+        engine.placed = cores
         self.engines.append(engine)
         await engine.start()
         return engine
@@ -59,6 +62,13 @@ async def start(forks: ForkServer, runtime_dir: Path, tmp_path: Path) -> AsyncIt
     for engine in build.engines:
         with contextlib.suppress(Exception):
             await engine.stop()
+
+
+async def test_why_a_forked_host_has_failed_is_told(forks: ForkServer, start: Build) -> None:
+    await start()
+    with pytest.raises(EngineStartError, match=r"its host ended at once: OSError: .*Invalid argument"):
+        await start(cores=CorePlan((4000,)))
+    assert forks.forked == 2
 
 
 async def family(engine: ProcessEngine) -> dict[str, int]:
@@ -74,6 +84,10 @@ async def family(engine: ProcessEngine) -> dict[str, int]:
 
 def marks(pid: int) -> set[bytes]:
     return {word for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if word.startswith(b"AXIOND_ENGINE=")}
+
+
+def opened(pid: int) -> set[str]:
+    return {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
 
 
 async def test_a_forked_engine_is_one_of_its_folder(forks: ForkServer, start: Build) -> None:
@@ -195,15 +209,19 @@ async def test_without_a_fork_server_engines_are_executed(runtime_dir: Path, sta
 
 
 async def test_nothing_remains_of_a_killed_daemon(runtime_dir: Path, tmp_path: Path) -> None:
-    """Not even its fork server."""
+    """Not even its fork server; and neither that nor the engine held open what the daemon was started with."""
     spec = ModelSpec(source="/model").model_dump_json(exclude_defaults=True)
     script = (sys.executable, str(FAKES / "owner.py"), "--fork", "tests.fakes.preload")
     arguments = (spec, str(tmp_path), str(runtime_dir), str(tmp_path), *FAKE)
-    daemon = await asyncio.create_subprocess_exec(*script, *arguments, stdout=asyncio.subprocess.PIPE, env=ENVIRON)
+    lent = os.open(tmp_path / "lent", os.O_CREAT | os.O_RDONLY)
+    daemon = await asyncio.create_subprocess_exec(*script, *arguments, stdout=asyncio.subprocess.PIPE, env=ENVIRON, pass_fds=(lent,))
+    os.close(lent)
     try:
         assert daemon.stdout
         pids = [int(word) for word in (await asyncio.wait_for(daemon.stdout.readline(), 30)).split()]
         (folder,) = (runtime_dir / "e").iterdir()
+        holders = {pid for pid in (daemon.pid, *pids) if psutil.pid_exists(pid) and str(tmp_path / "lent") in opened(pid)}
+        assert holders == {daemon.pid}
     finally:
         daemon.kill()
         await daemon.wait()
