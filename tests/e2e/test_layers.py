@@ -240,6 +240,19 @@ def test_an_output_layer_and_the_table_it_is_tied_to_share_one_packed_copy() -> 
     assert heads(active.report()) == heads(before) + 1
 
 
+def test_a_table_that_is_tied_is_kept_once() -> None:
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    importlib.import_module("vllm.model_executor.model_loader")  # as every engine does
+    from axiond.kernels.loader import tables
+
+    embedding = VocabParallelEmbedding(8192, 128, params_dtype=torch.bfloat16)
+    tied, other = (ParallelLMHead(8192, 128, params_dtype=torch.bfloat16) for _ in range(2))
+    tied.tie_weights(embedding)
+    assert list(tables(torch.nn.ModuleDict({"embedding": embedding, "tied": tied}))) == ["embedding.weight"]
+    assert list(tables(torch.nn.ModuleDict({"embedding": embedding, "other": other}))) == ["embedding.weight", "other.weight"]
+
+
 def test_padding_is_not_taken_for_the_likeliest_words() -> None:
     """257 words: the padding to 320 answers 0, and every word less, as with GPT-2 and others."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
