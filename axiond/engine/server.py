@@ -96,9 +96,11 @@ def warming_up(stock: Callable[..., Coroutine[Any, Any, _T]]) -> Callable[..., C
 
     async def build_and_serve(engine: Any, *args: Any, **kwargs: Any) -> _T:
         warming = asyncio.create_task(warm_up(engine))
-        served = await stock(engine, *args, **kwargs)
-        await warming
-        return served
+        try:
+            return await stock(engine, *args, **kwargs)
+        finally:
+            # It has served, and the engine may be gone: nobody would answer any more.
+            warming.cancel()
 
     return build_and_serve
 
