@@ -9,6 +9,7 @@ It is written under another name and renamed when it is whole and on the disk.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -54,6 +55,9 @@ class Writer:
         self._file = os.open(self._new, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it until now may have given it its name, and others have mapped it.
+            if not _is_still(self._file, self._new):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             os.truncate(self._file, 0)
         except OSError:
             os.close(self._file)
@@ -108,9 +112,18 @@ class Reader:
 
 def remove_remnant(new: Path) -> None:
     """Remove what somebody has begun to write who is not alive any more. Raises OSError."""
-    with new.open("rb") as file, contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(BlockingIOError, FileNotFoundError), new.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.unlink(missing_ok=True)
+        if _is_still(file.fileno(), new):
+            new.unlink()
+
+
+def _is_still(file: int, path: Path) -> bool:
+    """Whether an open file has this name: it may have been renamed or removed before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def about(path: Path) -> Any:

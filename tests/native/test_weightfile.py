@@ -1,5 +1,6 @@
 """Files of packed weights, and the folder of them: what is kept, mapped, refused, and removed."""
 
+import fcntl
 import os
 import shutil
 import threading
@@ -72,6 +73,23 @@ def test_one_process_writes_and_a_remnant_is_written_over(tmp_path: Path) -> Non
     os.close(writer._file)  # it died
     written(path)
     assert set(Reader(path).entries) == {"small", "large"}
+
+
+def test_a_file_that_is_completed_before_it_is_locked_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have mapped it by then, and would die of a file that shrinks."""
+    path, first = tmp_path / "x.packed", Writer(tmp_path / "x.packed")
+    first.add("small", SMALL, None)
+    locked = fcntl.flock
+
+    def flock(file: int, how: int) -> None:
+        monkeypatch.undo()
+        first.finish({})
+        locked(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(BlockingIOError):
+        Writer(path)
+    assert torch.equal(Reader(path).tensor("small"), SMALL)
 
 
 def test_a_remnant_is_removed(tmp_path: Path) -> None:
