@@ -48,9 +48,8 @@ class Router:
         self.table, self._published_s = table, self._now()
         self._woken_s = {model: at for model, at in self._woken_s.items() if model in table.pools and not table.pools[model].endpoints}
         self._service = {model: times for model, times in self._service.items() if model in table.pools}
-        waiting = [ticket for model, queue in self._queues.items() for ticket in queue if ticket.model == model]
-        self._queues = {}
-        for ticket in waiting:
+        old, self._queues = {model: list(queue) for model, queue in self._queues.items()}, {}
+        for ticket in (ticket for model, queue in old.items() for ticket in queue if ticket.model == model):
             try:
                 found = self._look(ticket.asked, (), ticket.models)
             except RequestError as error:
@@ -60,6 +59,7 @@ class Router:
                     ticket.end(found)
                 else:
                     self._stand(ticket, found)
+        self._restore_order(old)
 
     def in_flight(self, key: EngineKey) -> int:
         load = self._loads.get(key)
@@ -200,6 +200,14 @@ class Router:
             self._queues.setdefault(model, FairQueue()).push(ticket.asked.client, ticket)
             self._woken_s.pop(model, None)
             self._used_s[model] = max(self._used_s.get(model, ticket.came_s), ticket.came_s)
+
+    def _restore_order(self, old: Mapping[str, Sequence[Ticket]]) -> None:
+        """Those that stand in several queues were put back into all at once, before others whose turn comes earlier."""
+        for model, queue in self._queues.items():
+            ranks = {ticket: rank for rank, ticket in enumerate(old.get(model, ()))}
+            self._queues[model] = ordered = FairQueue[Ticket]()
+            for ticket in sorted(queue, key=lambda ticket: ranks.get(ticket, len(ranks))):
+                ordered.push(ticket.asked.client, ticket)
 
     def _estimate_s(self, model: str, position: int) -> float | None:
         pool = self.table.pools[model]

@@ -404,3 +404,16 @@ def test_every_request_ends_once_and_every_count_comes_back(steps: list[tuple[st
         assert (router.queued("m"), *map(router.in_flight, (A, B))) == (0, 0, 0)
 
     asyncio.run(run())
+
+
+async def test_new_tables_keep_the_order_of_requests_that_also_wait_elsewhere(desk: Desk) -> None:
+    """A model that is loading changes the table again and again; those that would take its fallback do not overtake there."""
+    route = Route(name="r", models=(Weighted(model="m"),), fallback=("other",))
+    loading = table(pool(is_coming=True), pool(OTHER, model="other"), routes=(route,))
+    desk.router.publish(loading)
+    for name, model in (("a", "other"), ("b", "r"), ("c", "other"), ("d", "r")):
+        desk.ask(name, model)
+    desk.router.publish(loading)
+    assert await desk.end("a") == "b"
+    desk.router.publish(loading)
+    assert await desk.end("b") == "c"
