@@ -84,16 +84,24 @@ class Monitor:
 
     async def run(self) -> None:
         """Look for ever: at what is left often, at the processes seldom unless there is a reason."""
-        loop = asyncio.get_running_loop()
         while True:
-            room = await asyncio.to_thread(read_room)
-            news = any(map(_is_unmeasured, self._reconciler.executor.engines.values()))
-            if room.is_short or news or loop.time() >= self._sampled_at + SAMPLE_INTERVAL_S:
-                await self.sample(0.0 if room.is_critical else FRESH_S)
-                await self._save()
-            if room.is_critical:
-                self._relieve()
-            await asyncio.sleep(look_again_s(room))
+            try:
+                pause_s = await self._look()
+            except OSError as exc:  # without free descriptors nothing can be seen, which is no end of the daemon
+                structlog.get_logger().warning(log.MEMORY_WAS_NOT_SEEN, problem=exc.strerror)
+                pause_s = LOOK_INTERVALS_S[1]
+            await asyncio.sleep(pause_s)
+
+    async def _look(self) -> float:
+        """Look once; tell how soon it should be done again."""
+        room = await asyncio.to_thread(read_room)
+        news = any(map(_is_unmeasured, self._reconciler.executor.engines.values()))
+        if room.is_short or news or asyncio.get_running_loop().time() >= self._sampled_at + SAMPLE_INTERVAL_S:
+            await self.sample(0.0 if room.is_critical else FRESH_S)
+            await self._save()
+        if room.is_critical:
+            self._relieve()
+        return look_again_s(room)
 
     def _remember(self, record: EngineRecord, memory: Usage) -> None:
         is_settled = memory.bytes <= STILL_GROWING * record.used_bytes  # a KV cache gets its pages after its engine is ready

@@ -1,6 +1,7 @@
 """What is looked at becomes what decisions are made with; the "engines" are this test's own process."""
 
 import asyncio
+import errno
 import os
 
 import pytest
@@ -41,6 +42,22 @@ async def test_an_engine_is_measured_once_it_no_longer_grows():
         assert observed.predictions[engine.key.digest].load_s == found.load_s
         assert observed.engines[engine.key].used_bytes == monitor.samples[engine.key].memory.bytes
         assert b.reconciler.memory.used_bytes == monitor.samples[engine.key].memory.own_bytes
+
+
+async def test_a_want_of_descriptors_is_no_end_of_it(monkeypatch):
+    async with bench() as b:
+        monitor = Monitor(b.reconciler)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", fail)
+            patch.setattr("builtins.open", fail)
+            running = asyncio.create_task(monitor.run())
+            await asyncio.sleep(60)
+        assert not running.done()
+        running.cancel()
+
+
+def fail(*_arguments, **_options):
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 async def test_an_engine_beyond_its_ceiling_is_recycled_new_before_old():
