@@ -231,14 +231,19 @@ class Router:
 
     def _demand_for(self, model: str) -> Demand:
         came = [ticket.came_s for ticket in self._queues.get(model, ())]
-        came += [self._woken_s[model]] if model in self._woken_s else []
+        came += [] if (woken_s := self._woken(model)) is None else [woken_s]
         return Demand(self.queued(model), min(came, default=None), self._used_s[model])
 
     def _wake(self, model: str) -> None:
         self._used_s[model] = self._now()
-        if model not in self._woken_s and model not in self._queues:
+        if self._woken(model) is None and model not in self._queues:
             self._woken_s[model] = self._now()
             self._on_change()
+
+    def _woken(self, model: str) -> float | None:
+        """When a request came that *model* did not answer; that counts no longer than if it had waited."""
+        at = self._woken_s.get(model)
+        return None if at is None or self._now() >= at + self.table.queue_timeout_s else at
 
     def _trust(self, key: EngineKey) -> None:
         self._distrusted.discard(key)

@@ -417,3 +417,13 @@ async def test_new_tables_keep_the_order_of_requests_that_also_wait_elsewhere(de
     assert await desk.end("a") == "b"
     desk.router.publish(loading)
     assert await desk.end("b") == "c"
+
+
+async def test_a_request_that_was_refused_is_no_demand_for_ever(desk: Desk) -> None:
+    desk.router.publish(table(pool(load="lazy", reason="does not fit"), queue_timeout_s=60))
+    for _ in range(2):
+        with pytest.raises(RequestError):
+            desk.ask("a")
+        assert desk.router.demand()["m"].oldest_s == asyncio.get_running_loop().time()
+        await asyncio.sleep(60)
+        assert desk.router.demand()["m"].oldest_s is None
