@@ -55,7 +55,9 @@ def with_factors(stock: Callable[[Any], list[str]], settings: Settings) -> Calla
     @wraps(stock)
     def factors(config: Any) -> list[str]:
         ops = None if settings.is_off else active.native()
-        return [*stock(config), __version__, repr(settings), repr(ops and ops._native.isa()), cpu()]
+        # The type of a layer's scales depends on their values, and the compiled code names it.
+        packed = ops and (ops._native.isa(), ops.arguments_taken)
+        return [*stock(config), __version__, repr(settings), repr(packed), cpu()]
 
     return factors
 

@@ -13,6 +13,8 @@ from axiond.kernels._native import Dtype, Format, Nibbles
 
 GROUPS = (128, 64, 32)  # along k, the largest first
 NIBBLES = {torch.uint8: Nibbles.bytes, torch.int8: Nibbles.signed_bytes, torch.int32: Nibbles.words}
+# Of all packed weights in this process, in order: what torch.compile makes part of its code.
+arguments_taken: list[tuple[int, ...]] = []
 TYPES = {torch.float32: Dtype.f32, torch.float16: Dtype.f16, torch.bfloat16: Dtype.bf16}
 
 
@@ -132,6 +134,7 @@ def adopt(data: Tensor, arguments: Sequence[int]) -> PackedRhs:
     n, k, group, format_, scale_type = arguments
     native = _described(format_, scale_type, n, k, group, data.data_ptr())
     _check("data", data, data.dtype == torch.uint8 and data.numel() == native.bytes, f"{native.bytes} bytes")
+    arguments_taken.append((n, k, group, format_, scale_type))
     return PackedRhs(data, native, (n, k, group, format_, scale_type))
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from axiond.kernels import _native, ops, reference
+from axiond.kernels import _native, compiled, ops, reference
+from axiond.kernels.settings import Settings
 
 N, K, GROUP = 40, 128, 64
 RANDOM = torch.Generator().manual_seed(1)
@@ -88,6 +89,16 @@ def test_rounding_while_packing(dtype: torch.dtype) -> None:
     weight[2] = torch.arange(K) / 2 - 31.75  # the largest is 31.75, so the steps are quarters
     q, scales = reference.round_int8(weight)
     assert torch.equal(ops.round_q8(weight, GROUP).data, ops.pack_q8(q, scales, GROUP).data)
+
+
+def test_compiled_code_is_named_after_the_types_of_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are part of it, and depend on the weights: those of another checkpoint of the same shapes may be held in bfloat16."""
+    factors, names = compiled.with_factors(lambda _: [], Settings()), []
+    for scales in (SCALES, SCALES.float() / 3, SCALES):
+        monkeypatch.setattr(ops, "arguments_taken", [])
+        ops.pack_q4(Q, scales, ZEROS, GROUP)
+        names.append(factors(None))
+    assert names[0] == names[2] != names[1]
 
 
 def test_packed_weights_are_taken_over(rhs: ops.PackedRhs) -> None:
