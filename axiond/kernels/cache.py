@@ -28,7 +28,7 @@ FORMAT = 1  # of what is packed: it changes when native/linear/linear.h does
 SUFFIX = ".packed"
 LEAST_URGENT = 19
 DISK_SHARE, DISK_FREE = 0.25, 0.05  # of the disk: what all files may take, and what has to stay free
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 Files = dict[str, list[int]]
 Pack = Callable[[], Any]
@@ -169,7 +169,7 @@ def described(parameters: Mapping[str, Tensor]) -> dict[str, list[Any]]:
 
 def files_of(folder: Path) -> Files:
     """What a checkpoint is known by."""
-    return {str(path): identity(path) for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS}
+    return {str(path): identity(path) for path in sorted(folder.iterdir()) if path.name.endswith(WEIGHTS) and path.is_file()}
 
 
 def identity(path: Path) -> list[int]:

@@ -81,6 +81,7 @@ def new_session(
     factors = (
         __version__, vllm.__version__, settings.w4a8, settings.lm_head, settings.bf16, native._native.isa(),
         torch.cpu._is_amx_tile_supported(), current_platform.is_zen_cpu(), str(model_config.dtype), model_config.quantization,
+        loader.load_config.load_format, repr(model_config.quantization_config),
         model_config.runner_type, model_config.convert_type, model_config.hf_config.to_json_string(use_diff=False),
         vllm_config.lora_config is not None, parallel.tensor_parallel_size, get_tensor_model_parallel_rank(),
         parallel.pipeline_parallel_size, parallel.rank, parallel.data_parallel_size, parallel.enable_expert_parallel, prefix,

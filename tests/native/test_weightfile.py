@@ -182,6 +182,15 @@ def test_what_does_not_fit_is_packed_anew(change: str, tmp_path: Path, checkpoin
     assert len(list((tmp_path / "packed").iterdir())) == 1
 
 
+def test_a_checkpoint_is_known_by_its_index_too_and_links_to_nothing_are_no_part_of_it(checkpoint: Path) -> None:
+    """The index says which of the files are read."""
+    before = cache.files_of(checkpoint.parent)
+    (checkpoint.parent / "model.bin").symlink_to("nowhere")
+    assert cache.files_of(checkpoint.parent) == before
+    (checkpoint.parent / "model.safetensors.index.json").write_text("{}")
+    assert cache.files_of(checkpoint.parent) != before
+
+
 def test_other_settings_have_a_file_of_their_own(tmp_path: Path, checkpoint: Path) -> None:
     assert [load(tmp_path / "packed", checkpoint, Model(1), factor)[1] for factor in "aabb"] == [2, 0, 2, 0]
 
