@@ -89,7 +89,8 @@ class Writing:
 
     def packed(self, layer: Module, parameters: Iterable[Any], pack: Pack) -> Any:
         rhs = pack()
-        name = self._names[id(layer)]
+        if (name := self._names.get(id(layer))) is None:  # it was made while the weights were read
+            return rhs
         held = {f"{name}.{own}": each for own, each in layer._parameters.items() if any(each is other for other in parameters)}
         self._kept.append((name, rhs.data, {"parameters": described(held), "arguments": rhs.arguments}))
         return rhs
@@ -138,8 +139,8 @@ class Reading:
     def tables(self, tables: Mapping[str, Parameter]) -> None: ...
 
     def packed(self, layer: Module, parameters: Iterable[Any], pack: Pack) -> Any:
-        name = self._names[id(layer)]
-        if name not in self._entries:
+        name = self._names.get(id(layer))
+        if name is None or name not in self._entries:
             return pack()
         self._waiting.discard(name)
         return ops().adopt(self._reader.tensor(name), self._entries[name].about["arguments"])

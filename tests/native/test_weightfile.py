@@ -207,6 +207,17 @@ def test_a_model_of_other_shapes_is_not_given_these_weights(tmp_path: Path, chec
     assert load(tmp_path / "packed", checkpoint, other)[1] == 0
 
 
+def test_a_layer_that_is_made_while_weights_are_read_is_packed_at_each_start(tmp_path: Path, checkpoint: Path) -> None:
+    load(tmp_path / "packed", checkpoint, Model(1))
+    late = Linear(K, 16, bias=False).bfloat16()
+    for factors, kind in (((), cache.Reading), (("other",), cache.Writing)):
+        session = cache.open_session(tmp_path / "packed", cache.files_of(checkpoint.parent), factors)
+        assert type(session) is kind
+        session.begin(Model(1))
+        packed = session.packed(late, (late.weight,), lambda: ops.pack_bf16(late.weight.data))
+        assert torch.equal(packed.data, ops.pack_bf16(late.weight.data).data)
+
+
 def test_weights_that_nobody_asks_for_are_no_secret(tmp_path: Path, checkpoint: Path) -> None:
     """A layer that was packed and is left to vLLM now has no weights: the engine must not serve, and the next start is well."""
     load(tmp_path / "packed", checkpoint, Model(1))
