@@ -40,7 +40,7 @@ class Router:
         self._used_s: dict[str, float] = {}
 
     def demand(self) -> Mapping[str, Demand]:
-        """What is asked of each model that was ever asked for."""
+        """What is asked of each model."""
         return {model: self._demand_for(model) for model in self.table.pools if model in self._used_s}
 
     def publish(self, table: RouteTable) -> None:
@@ -48,6 +48,7 @@ class Router:
         self.table, self._published_s = table, self._now()
         self._woken_s = {model: at for model, at in self._woken_s.items() if model in table.pools and not table.pools[model].endpoints}
         self._service = {model: times for model, times in self._service.items() if model in table.pools}
+        self._used_s = dict.fromkeys(table.pools, self._published_s) | self._used_s  # nobody could ask for a new one before
         old, self._queues = {model: list(queue) for model, queue in self._queues.items()}, {}
         for ticket in (ticket for model, queue in old.items() for ticket in queue if ticket.model == model):
             try:

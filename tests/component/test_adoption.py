@@ -69,3 +69,13 @@ async def test_an_ending_daemon_leaves_its_engines():
         await b.settled(b.submit(a={}, b={}))
         assert await b.reconciler.executor.leave_all() == 2
         assert [engine.calls for engine in b.engines] == [["start", "leave"]] * 2
+
+
+async def test_a_lazy_engine_is_not_idle_since_before_anybody_could_ask_for_it():
+    async with bench() as b:
+        engine = found(b, "a")
+        await b.settled(b.submit(a={"load": "lazy", "idle_unload": 600}))
+        await asyncio.sleep(500)
+        assert b.reconciler.router.table.pools["a"].endpoints == (engine.endpoint,)
+        await asyncio.sleep(200)
+        assert engine.calls == ["start", "stop"]

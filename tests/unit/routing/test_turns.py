@@ -227,7 +227,7 @@ async def test_a_full_model_wakes_no_other(desk: Desk) -> None:
     desk.router.publish(table(pool(A), pool(model="other", load="lazy"), routes=(route,)))
     desk.ask("a0", "r")
     desk.ask("a1", "r")
-    assert (desk.router.queued("other"), "other" in desk.router.demand()) == (0, False)
+    assert (desk.router.queued("other"), desk.router.demand()["other"].oldest_s) == (0, None)
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_again(desk: Desk) -> None:
