@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -30,6 +31,7 @@ _left: Counter[tuple[str, str]] = Counter()
 _problems: list[str] = []
 _facts: dict[str, str] = {}
 _postponing = 0
+_writing = threading.Lock()
 
 
 @cache
@@ -140,7 +142,7 @@ def _write() -> None:
     path = Path(folder) / REPORT
     new = path.with_suffix(".new")
     # A report must not cost the engine its life.
-    with contextlib.suppress(OSError):
+    with _writing, contextlib.suppress(OSError):
         new.write_text(json.dumps(report()))
         new.replace(path)
 

@@ -1,6 +1,7 @@
 """Files of packed weights, and the folder of them: what is kept, mapped, refused, and removed."""
 
 import fcntl
+import json
 import os
 import shutil
 import threading
@@ -189,6 +190,19 @@ def test_a_checkpoint_is_known_by_its_index_too_and_links_to_nothing_are_no_part
     assert cache.files_of(checkpoint.parent) == before
     (checkpoint.parent / "model.safetensors.index.json").write_text("{}")
     assert cache.files_of(checkpoint.parent) != before
+
+
+def test_a_report_is_whole_whoever_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are kept on a thread, and the main one has its own to tell meanwhile."""
+    monkeypatch.setenv("AXIOND_ENGINE", str(tmp_path))
+    writers = [threading.Thread(target=lambda name=name: [active.tell(**{name: "x" * at}) for at in range(300)]) for name in "ab"]
+    active.tell(a="")
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        json.loads((tmp_path / "kernels.json").read_bytes())
+    found = json.loads((tmp_path / "kernels.json").read_bytes())
+    assert (len(found["a"]), len(found["b"])) == (299, 299)
 
 
 def test_other_settings_have_a_file_of_their_own(tmp_path: Path, checkpoint: Path) -> None:
