@@ -110,9 +110,7 @@ async def _serve(path: Path, settings: Settings) -> None:
 def _listen(server: Server, inherited: Sequence[socket.socket]) -> socket.socket:
     """Clients that come from now on wait until this daemon is ready for them, and when it is restarted for the next one."""
     notifier = Notifier()
-    listener = listen(server.listen, inherited)
-    if listener not in inherited:
-        notifier.drop_kept()
+    listener = listen(server.listen, inherited, notifier.drop_kept)
     notifier.keep(listener)
     return listener
 

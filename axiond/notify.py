@@ -48,7 +48,7 @@ class Notifier:
         self._send("FDSTORE=1", f"FDNAME={_KEPT}", descriptors=(sock.fileno(),))
 
     def drop_kept(self) -> None:
-        """Have no socket kept any more."""
+        """Have no socket kept any more. The service manager closes it in its own time."""
         self._send("FDSTOREREMOVE=1", f"FDNAME={_KEPT}")
 
     async def feed_watchdog(self) -> None:

@@ -1,8 +1,10 @@
 """The REST endpoint's socket: taken over from systemd, which can hold it while no axiond runs, or made."""
 
+import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,15 +13,17 @@ from axiond.errors import AxiondError
 BACKLOG = 1024
 HIGHEST_PORT = 65535
 FIRST_INHERITED = 3
+LET_GO_S, LET_GO_POLL_S = 2.0, 0.02
 
 
-def listen(address: str, inherited: Iterable[socket.socket] = ()) -> socket.socket:
+def listen(address: str, inherited: Sequence[socket.socket] = (), let_go: Callable[[], None] = lambda: None) -> socket.socket:
     """
     Listen on *address*. From now on connections are taken; they wait until somebody accepts them.
 
     Args:
         address: host and port as in the manifest.
         inherited: listening sockets; the one on *address* is used, the others are closed.
+        let_go: has whoever kept them close them too, because one of them may be in the way; called when none is used.
 
     Raises:
         AxiondError: the address cannot be listened on.
@@ -31,7 +35,10 @@ def listen(address: str, inherited: Iterable[socket.socket] = ()) -> socket.sock
             found = listener
         else:
             listener.close()
-    listener = found or _bind(address, family, where)
+    is_kept = bool(inherited) and not found
+    if is_kept:
+        let_go()
+    listener = found or _bind(address, family, where, LET_GO_S if is_kept else 0.0)
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
@@ -70,12 +77,24 @@ def _listens_on(listener: socket.socket, family: socket.AddressFamily, where: tu
     return False
 
 
-def _bind(address: str, family: socket.AddressFamily, where: tuple[Any, ...]) -> socket.socket:
+def _bind(address: str, family: socket.AddressFamily, where: tuple[Any, ...], patience_s: float) -> socket.socket:
+    until = time.monotonic() + patience_s
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
+        while not _has_bound(listener, where, is_last=time.monotonic() >= until):
+            time.sleep(LET_GO_POLL_S)
     except OSError as exc:
         listener.close()
         raise AxiondError(f"cannot listen on {address}: {exc.strerror}; choose another server.listen or stop what uses it") from exc
     return listener
+
+
+def _has_bound(listener: socket.socket, where: tuple[Any, ...], is_last: bool) -> bool:
+    try:
+        listener.bind(where)
+    except OSError as exc:
+        if is_last or exc.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True

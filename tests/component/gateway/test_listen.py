@@ -1,5 +1,6 @@
 import os
 import socket
+import threading
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_an_inherited_socket_on_the_address_is_used_and_others_are_closed(where:
     with listen(f"{host}:{ours.getsockname()[1]}", [other, ours, same]) as found:
         assert found is ours
         assert (other.fileno(), same.fileno()) == (-1, -1)
+
+
+def test_an_address_that_a_kept_socket_holds_a_part_of() -> None:
+    """As after an edit from 127.0.0.1 to 0.0.0.0: systemd has to close what it keeps before the port is free."""
+    old = socket.create_server(("127.0.0.1", 0))
+    where, kept = f"0.0.0.0:{old.getsockname()[1]}", old.dup()
+    systemd = threading.Timer(0.2, kept.close)
+    with listen(where, [old], systemd.start) as found:
+        assert found.getsockname()[0] == "0.0.0.0"
+        assert kept.fileno() == -1
+    systemd.join()
 
 
 def test_an_inherited_socket_that_does_not_listen_is_not_used() -> None:
