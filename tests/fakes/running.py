@@ -19,6 +19,14 @@ from axiond.report import ReloadReport, Status
 
 FAKE = ("-m", "tests.fakes.daemon")
 REAL = ("-m", "axiond", "serve")
+# sh knows no descriptors of two digits.
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.closerange(4, 1024)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def free_port() -> int:
@@ -50,10 +58,10 @@ class Running:
 
     async def start(self, *command: str, listener: int | None = None, **environ: str) -> None:
         """Start it, as systemd would with *environ* in its environment and *listener* as a socket that was kept for it."""
-        hand_over = f"exec 3<&{listener} {listener}<&-; LISTEN_PID=$$ LISTEN_FDS=1 " if listener is not None else ""
+        hand_over = ("-c", HAND_OVER, str(listener), sys.executable) if listener is not None else ()
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *("sh", "-c", f'{hand_over}exec "$@"', "sh", sys.executable, *command, str(self.path)),
+                *(sys.executable, *hand_over, *command, str(self.path)),
                 stdout=log, stderr=log, env={**os.environ, "XDG_STATE_HOME": str(self.folder / "x"), **environ},
                 pass_fds=() if listener is None else (listener,),
             )  # fmt: skip
