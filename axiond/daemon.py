@@ -24,6 +24,7 @@ from axiond.engine.adopt import AdoptedEngine, end_engines, find_engines
 from axiond.engine.argv import environment
 from axiond.engine.engine import Engine
 from axiond.engine.forkclient import ForkServer
+from axiond.engine.plugin import lend_nothing
 from axiond.engine.process import SERVER, Launch, ProcessEngine
 from axiond.engine.spawn import PLAIN
 from axiond.errors import AxiondError, ManifestError, StoreError
@@ -100,6 +101,7 @@ async def _serve(path: Path, settings: Settings) -> None:
     server = boot.manifest.server
     log.configure(server.log_level, settings.log_format or server.log_format)
     _raise_file_limit()
+    lend_nothing()
     with _only_daemon(server.runtime_dir):
         listener = _listen(server, inherited)
         found = await _find(server)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from axiond.engine.output import ENDED, how_ended
-from axiond.engine.plugin import GUARD_SOCKET, PR_SET_PDEATHSIG, die_with_parent, prctl
+from axiond.engine.plugin import GUARD_SOCKET, PR_SET_PDEATHSIG, die_with_parent, lend_nothing, prctl
 from axiond.engine.relay import Relay
 from axiond.engine.spawn import LOCK_DESCRIPTOR, HostArgs
 from axiond.engine.sweep import sweep
@@ -36,7 +36,6 @@ FORMAT = 1
 READY = b"ready "
 LONGEST_MESSAGE = 2**20
 PR_SET_CHILD_SUBREAPER = 36
-PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 TERM_GRACE_S = 8.0
 # What is left of an engine gets this long to say why one of its processes died.
 WORDS_GRACE_S = 2.0
@@ -211,8 +210,7 @@ def supervise(args: HostArgs, lock: int, become: Callable[[], NoReturn]) -> int:
         os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, 0)
-    # What the daemon may do beyond its user's rights is none of the engine's business.
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    lend_nothing()
     if args.cores:
         os.sched_setaffinity(0, args.cores)
     if args.nodes:

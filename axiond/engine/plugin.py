@@ -15,6 +15,7 @@ from multiprocessing import process, shared_memory, util
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 GUARD_SOCKET = "guard"
 
 _held: list[socket.socket] = []
@@ -55,6 +56,11 @@ def die_with_parent(parent: int) -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lend_nothing() -> None:
+    """What this process may do beyond its user's rights, nothing that it executes may. A fork alone takes it along."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def prctl(option: int, value: int) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -41,3 +42,11 @@ def test_an_engine_has_no_capability(runtime_dir: Path) -> None:
             out = lines.read()
     got = [line for line in out.splitlines() if line.startswith("Cap")]
     assert [int(line.split()[1], 16) for line in got] == [0] * 3, out
+
+
+@pytest.mark.skipif(not can_raise(), reason="only root can lend a capability")
+def test_what_the_daemon_executes_has_no_capability_to_fork_on() -> None:
+    """The fork server's children execute nothing, so it must have none itself."""
+    code = f"import subprocess; from axiond.engine.plugin import lend_nothing; lend_nothing(); subprocess.run({SHOW!r}, check=True)"
+    got = subprocess.run([*RAISE, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert [int(line.split()[1], 16) for line in got.splitlines()] == [0] * 3
