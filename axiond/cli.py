@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, cast
 
 import orjson
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 
 from axiond import __version__
@@ -28,17 +28,17 @@ from axiond.manifest.store import LastGood, state_folder
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import Observed
 from axiond.render import cpus_view, event_line, exit_code, plan_view, status_view
-from axiond.report import PlanReport, Report, Status
+from axiond.report import PlanReport, Status
 from axiond.resources import fit
 from axiond.resources.budget import read_room
 from axiond.resources.fit import empty_budget_bytes, expectations
 from axiond.resources.measured import MeasuredStore
 from axiond.resources.topology import read_topology
+from axiond.terminal import complain, console, counted, put, put_line
 
 DEFAULT_MANIFEST: Final = Path("/etc/axiond/axiond.toml")
 DEFAULT_SOCKET: Final = Path("/run/axiond/admin.sock")
 OK, FAILED, CHANGES = 0, 1, 2
-_PIPE_WIDTH: Final = 160
 _REFRESH_S: Final = 1.0
 # typer does not export the class of wrong usage, only this child of it.
 _UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -86,7 +86,7 @@ def main() -> None:
         exc.show()
         code = FAILED
     except AxiondError as exc:
-        _complain(str(exc))
+        complain(str(exc))
         code = FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -145,12 +145,12 @@ def check(
     if as_json:
         typer.echo(orjson.dumps({"problems": problems}, option=orjson.OPT_INDENT_2))
     elif problems:
-        sys.stderr.write("".join(f"{problem}\n" for problem in problems) + f"{_count(len(problems), 'problem')}.\n")
+        sys.stderr.write("".join(f"{problem}\n" for problem in problems) + f"{counted(len(problems), 'problem')}.\n")
     else:
         counts = ", ".join(
-            _count(len(found), word) for found, word in ((loaded.manifest.models, "model"), (loaded.manifest.routes, "route"))
+            counted(len(found), word) for found, word in ((loaded.manifest.models, "model"), (loaded.manifest.routes, "route"))
         )
-        _print(f"{manifest} is good: {counts}.")
+        put(f"{manifest} is good: {counts}.")
     raise typer.Exit(FAILED if problems else OK)
 
 
@@ -255,10 +255,10 @@ async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
             report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
     except DaemonUnreachable as exc:
         words, report = _plan_alone(manifest)
-        _complain(f"{exc}; {words}:")
-    _print(report if as_json else plan_view(report))
+        complain(f"{exc}; {words}:")
+    put(report if as_json else plan_view(report))
     if report.memory and report.memory.problem:
-        _complain(f"it would be rejected: {report.memory.problem}")
+        complain(f"it would be rejected: {report.memory.problem}")
         return FAILED
     return OK if report.is_empty else CHANGES
 
@@ -279,19 +279,19 @@ async def _reload(socket: Path, wait: bool, timeout_s: float, as_json: bool) -> 
         report = await admin.reload(wait=wait, timeout_s=timeout_s)
     is_good = report.is_realised if wait else report.is_accepted
     if as_json:
-        _print(report)
+        put(report)
     elif is_good:
-        _print(f"generation {report.generation} {'is served' if report.is_realised else 'was accepted'}.")
+        put(f"generation {report.generation} {'is served' if report.is_realised else 'was accepted'}.")
     else:
         gap = "\n" if "\n" in report.message else " "
-        _complain(f"generation {report.generation} {'was not realised' if report.is_accepted else 'was rejected'}:{gap}{report.message}")
+        complain(f"generation {report.generation} {'was not realised' if report.is_accepted else 'was rejected'}:{gap}{report.message}")
     return OK if is_good else FAILED
 
 
 async def _status(socket: Path, model: str | None, as_json: bool) -> int:
     async with AdminClient(socket) as admin:
         report = _only(await admin.status(), model)
-    _print(report if as_json else _view(report, model))
+    put(report if as_json else _view(report, model))
     return exit_code(report)
 
 
@@ -300,9 +300,9 @@ async def _cpus(socket: Path, as_json: bool) -> int:
         async with AdminClient(socket) as admin:
             report = await admin.cpus()
     except DaemonUnreachable as exc:
-        _complain(f"{exc}; this is the machine alone:")
+        complain(f"{exc}; this is the machine alone:")
         report = cpus_report(read_topology())
-    _print(report if as_json else cpus_view(report))
+    put(report if as_json else cpus_view(report))
     return OK
 
 
@@ -319,14 +319,14 @@ async def _watch(socket: Path, model: str | None, as_json: bool) -> int:
         while True:
             report = _only(await admin.status(), model)
             if as_json:
-                _print_line(report)
+                put_line(report)
             else:
                 live.update(_view(report, model), refresh=True)
             await _first_of(wake, _REFRESH_S)
             wake.clear()
 
     async with AdminClient(socket) as admin:
-        with Live(console=_console(), auto_refresh=False, screen=sys.stdout.isatty() and not as_json) as live:
+        with Live(console=console(), auto_refresh=False, screen=sys.stdout.isatty() and not as_json) as live:
             await _all(listen(admin), show(admin, live))
     return OK
 
@@ -335,9 +335,9 @@ async def _events(socket: Path, as_json: bool) -> int:
     async with AdminClient(socket) as admin:
         async for event in admin.events():
             if as_json:
-                _print_line(event)
+                put_line(event)
             else:
-                _print(event_line(event))
+                put(event_line(event))
     raise DaemonUnreachable(str(socket), "it ended the stream of events")
 
 
@@ -363,7 +363,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
     try:
         return asyncio.run(work)
     except DaemonUnreachable as exc:
-        _complain(f"{exc}\nIs it running? Try: systemctl status axiond. Another socket is named with --socket or AXIOND_ADMIN_SOCKET.")
+        complain(f"{exc}\nIs it running? Try: systemctl status axiond. Another socket is named with --socket or AXIOND_ADMIN_SOCKET.")
         return FAILED
 
 
@@ -378,10 +378,6 @@ def _find_socket(option: Path | None, manifest: Path) -> Path:
         case {"runtime_dir": str(folder)}:
             return Path(folder) / "admin.sock"
     return DEFAULT_SOCKET
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _read(manifest: Path) -> bytes:
@@ -400,25 +396,3 @@ def _only(report: Status, model: str | None) -> Status:
 
 def _view(report: Status, model: str | None) -> RenderableType:
     return status_view(report, datetime.now(UTC), with_kernels=model is not None)
-
-
-def _console() -> Console:
-    """Strings are printed literally; a pipe gets lines wide enough not to break tables."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(width=width, markup=False, emoji=False, highlight=False)
-
-
-def _print(output: RenderableType | Report) -> None:
-    if isinstance(output, Report):
-        typer.echo(output.model_dump_json(indent=2))
-    else:
-        _console().print(output, soft_wrap=isinstance(output, str))
-
-
-def _print_line(report: Report) -> None:
-    sys.stdout.write(report.model_dump_json() + "\n")
-    sys.stdout.flush()
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"axiond: {message}\n")

@@ -14,7 +14,7 @@ import aiohttp
 
 from axiond.engine import corefile
 from axiond.engine.engine import Endpoint
-from axiond.engine.link import Link, end, ended, has_ended
+from axiond.engine.link import Link, end, ended, has_ended, uninterrupted
 from axiond.engine.output import Output
 from axiond.engine.sweep import descendants
 from axiond.errors import EngineStartError
@@ -213,15 +213,3 @@ async def served_names(http: aiohttp.ClientSession, base_url: str) -> list[str] 
         return [str(model["id"]) for model in json.loads(answer)["data"]]
     except (ValueError, LookupError, TypeError, RecursionError) as exc:
         raise ValueError(f"/v1/models answers with no list of models: {answer[:200]!r}") from exc
-
-
-async def uninterrupted(task: asyncio.Task[None]) -> None:
-    """Await a task to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled:
-        raise cancelled

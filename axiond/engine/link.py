@@ -9,6 +9,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pydantic
 
@@ -17,6 +18,8 @@ from axiond.engine.output import how_ended
 from axiond.engine.spawn import HOST_LOG
 from axiond.engine.sweep import is_marked, sweep
 from axiond.reconcile.state import EngineKey
+
+Result = TypeVar("Result")
 
 CONNECT_INTERVAL_S = 0.01
 HELLO_TIMEOUT_S = 5.0
@@ -187,16 +190,20 @@ def is_readable(descriptor: int) -> bool:
 
 async def end(host: int, descriptor: int, folder: Path) -> str:
     """Kill a host, if it still lives, and everything that is left of its engine, even if cancelled meanwhile; tell how it ended."""
-    burial = asyncio.create_task(asyncio.to_thread(bury, host, descriptor, folder))
+    return await uninterrupted(asyncio.create_task(asyncio.to_thread(bury, host, descriptor, folder)))
+
+
+async def uninterrupted(task: asyncio.Task[Result]) -> Result:
+    """Await a task to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
     cancelled: asyncio.CancelledError | None = None
-    while not burial.done():
+    while not task.done():
         try:
-            await asyncio.shield(burial)
+            await asyncio.shield(task)
         except asyncio.CancelledError as exc:
             cancelled = exc
     if cancelled:
         raise cancelled
-    return burial.result()
+    return task.result()
 
 
 def bury(host: int, descriptor: int, folder: Path) -> str:
