@@ -91,7 +91,11 @@ class Writing:
         rhs = pack()
         if (name := self._names.get(id(layer))) is None:  # it was made while the weights were read
             return rhs
-        held = {f"{name}.{own}": each for own, each in layer._parameters.items() if any(each is other for other in parameters)}
+        held = {
+            f"{name}.{own}": each
+            for own, each in layer._parameters.items()
+            if each is not None and any(each is other for other in parameters)
+        }
         self._kept.append((name, rhs.data, {"parameters": described(held), "arguments": rhs.arguments}))
         return rhs
 
