@@ -37,6 +37,12 @@ LIVE_EDITS = {
     "drain_grace_s": 61.0,
     "golden": {"prompt": "Say hello", "expect": "."},
     "replicas": 1,
+    "core_share": 2.0,
+    "idle_unload": "1h",
+    "min_resident": "5s",
+    "pin": True,
+    "max_in_flight": 4,
+    "memory_ceiling": "8GiB",
 }
 
 
@@ -197,6 +203,9 @@ async def test_model_that_vllm_refuses_rolls_back_with_its_words(client, daemon)
 
 async def test_the_daemon_is_killed_and_the_next_one_has_the_same_engine(daemon, client):
     """The last test: it leaves an adopted engine."""
+    del daemon.manifest["models"]["smollm2"]["engine_args"]
+    daemon.write()
+    await daemon.reloaded()
     (before,) = (await daemon.status()).engines
     said = await greedy(client)
     await daemon.stop(signal.SIGKILL)
