@@ -28,7 +28,7 @@ run: $(RUN_STAMP) $(NATIVE_STAMP) ## install, fetch SmolLM2-135M-Instruct and se
 venv: $(DEV_STAMP) $(NATIVE_STAMP) ## make .venv with everything for working on axiond
 
 .PHONY: test
-test: venv ## all tests: unit, component, process, and real vLLM engines (about 25 minutes)
+test: venv ## all tests: unit, component, process, and real vLLM engines (about half an hour)
 	$(BIN)/pytest
 
 .PHONY: test-unit
