@@ -23,10 +23,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from axiond.engine.process import Launch, ProcessEngine, memory_bytes
+from axiond.engine.process import Launch, ProcessEngine
 from axiond.engine.spawn import Spawner
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
+from axiond.resources.usage import usage
 from bench.engine import MODELS, STATE, context
 from bench.memory import Watch, working
 from bench.models import make
@@ -56,7 +57,7 @@ async def started(spec: ModelSpec, state: Path, runtime: Path, spawner: Spawner)
         async with working(watch.run()):
             await engine.start()
             ready_s = time.perf_counter() - began
-            memory = memory_bytes(engine.pids)
+            memory = usage(engine.pids).bytes
         yield engine, Start(ready_s, max(memory, watch.most_bytes), memory, said(engine))
     finally:
         await engine.stop()
@@ -81,7 +82,7 @@ async def measure(folder: Path, is_eager: bool, runtime: Path, spawner: Spawner)
         async with started(spec, state, runtime, spawner) as (engine, start):
             yield "kept", start
             async with started(spec, state, runtime, spawner) as (other, second):
-                both = memory_bytes(engine.pids) + memory_bytes(other.pids)
+                both = usage(engine.pids).bytes + usage(other.pids).bytes
                 yield "kept, two replicas", Start(second.ready_s, second.peak_bytes, both, second.said)
         if is_eager:
             shutil.rmtree(state / "cache" / "packed")

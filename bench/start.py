@@ -26,10 +26,11 @@ import aiohttp
 
 from axiond.engine.argv import environment
 from axiond.engine.forkclient import ForkServer
-from axiond.engine.process import Launch, ProcessEngine, memory_bytes
+from axiond.engine.process import Launch, ProcessEngine
 from axiond.engine.spawn import PLAIN, Spawner
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
+from axiond.resources.usage import usage
 from bench.engine import MODELS, STATE, ask, context, median
 from bench.models import make
 
@@ -103,7 +104,7 @@ async def measure(subject: Subject, spawner: Spawner, runtime: Path, figures: Fi
             figures.first_ms.append((await ask(http, 20, 2)).first_s * 1e3)
             answers = [await ask(http, 20, OUTPUT) for _ in range(REPEATS)]
         figures.decode_ms.append(statistics.median(answer.rest_s / (answer.output_tokens - 1) * 1e3 for answer in answers))
-        figures.memory_gb.append(memory_bytes(engine.pids) / 1e9)
+        figures.memory_gb.append(usage(engine.pids).bytes / 1e9)
     finally:
         await engine.stop()
 
@@ -129,7 +130,7 @@ async def run(subjects: list[Subject], rounds: int) -> tuple[dict[Subject, Figur
                         figures.problem = f"failed: {str(exc).splitlines()[0][:200]}"
                     print(turn, subject, figures, file=sys.stderr, flush=True)
             assert forks.pid
-            shared = f"The fork server itself takes {memory_bytes([forks.pid]) / 1e6:.0f} MB while no engine shares its pages."
+            shared = f"The fork server itself takes {usage([forks.pid]).bytes / 1e6:.0f} MB while no engine shares its pages."
     return results, shared
 
 

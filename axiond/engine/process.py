@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,16 +157,3 @@ def read_config(folder: Path) -> dict[str, Any]:
         if isinstance(config := json.loads((folder / "config.json").read_bytes()), dict):
             return config
     return {}
-
-
-def memory_bytes(pids: Iterable[int]) -> int:
-    """Sum the proportional set sizes of processes: shared pages count once. Slow for the kernel: call it off the loop."""
-    return sum(map(_pss_bytes, pids))
-
-
-def _pss_bytes(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Pss:"))

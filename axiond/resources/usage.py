@@ -41,6 +41,6 @@ def _of_process(process: Path) -> Usage:
 
 
 def _sizes(file: Path) -> dict[str, int]:
-    """The lines of a file that give a size in kB."""
-    lines = (line.split() for line in file.read_text().splitlines())
+    """The lines of a file that give a size in kB. A process may call itself whatever it likes."""
+    lines = (line.split() for line in file.read_text(errors="replace").splitlines())
     return {words[0].rstrip(":"): int(words[1]) * KIB for words in lines if len(words) == 3 and words[2] == "kB"}

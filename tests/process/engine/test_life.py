@@ -15,10 +15,11 @@ import pytest
 from axiond.engine import hosted
 from axiond.engine.adopt import clean_leftovers
 from axiond.engine.hosted import Liveness
-from axiond.engine.process import ProcessEngine, memory_bytes, read_config
+from axiond.engine.process import ProcessEngine, read_config
 from axiond.errors import EngineStartError, GoldenPromptFailed, ProbeTimeout
 from axiond.manifest.spec import GoldenPrompt
 from axiond.resources.cores import CorePlan
+from axiond.resources.usage import usage
 from tests.fakes.remains import all_ended, folder_of, remains
 
 from .conftest import FAKE, Build
@@ -35,7 +36,7 @@ async def test_it_is_ready_and_stops(build: Build) -> None:
     await engine.start()
     pids = engine.pids
     assert (await health(engine), len(pids), engine.endpoint.model_name, engine.endpoint.adapters) == (200, 2, "big", ("poet",))
-    assert memory_bytes(pids) > 2**20
+    assert usage(pids).bytes > 2**20
     assert folder_of(engine.endpoint).stat().st_mode & 0o777 == 0o700
     await engine.stop()
     assert await engine.wait() == "was stopped"

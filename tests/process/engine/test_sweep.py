@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from axiond.engine.process import memory_bytes
 from axiond.engine.sweep import SHM, descendants, mapped_segments, members, sweep
+from axiond.resources.usage import usage
 
 ODDLY_NAMED = """
 import ctypes, mmap, os, sys
@@ -49,5 +49,5 @@ def test_names_that_are_not_utf_8(segment: Path, tmp_path: Path) -> None:
         assert pid in descendants(os.getpid())
         assert pid in members(os.getsid(0))
         assert mapped_segments(pid) == {segment}
-        assert memory_bytes([pid]) > 0
+        assert usage([pid]).bytes > 0
         assert sweep(tmp_path / "e")
