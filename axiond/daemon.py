@@ -256,6 +256,7 @@ class _Daemon:
 
     def _build_engine(self, key: EngineKey, folder: Path) -> Engine:
         spec = self._reconciler.spec_of(key)
+        assert spec, f"{key} is started, and no manifest wants it"
         launch = Launch(
             key=key,
             name=key.model,

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 
 from axiond import log
 from axiond.events import Events
-from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.claims import GONE, about_to_start, core_claims, slot_of
 from axiond.reconcile.execute import EngineRecord
 from axiond.reconcile.loop import Reconciler
 from axiond.reconcile.state import EngineKey
 from axiond.resources.affinity import confine
-from axiond.resources.cores import ANYWHERE, CorePlan, Slot, plan_cores, reserved_cores
+from axiond.resources.cores import ANYWHERE, Claim, CorePlan, Slot, plan_cores, reserved_cores
 from axiond.resources.machine import Topology, format_cpu_list
 
 
@@ -26,6 +25,8 @@ class Placement:
     def __init__(self, reconciler: Reconciler, topology: Topology, events: Events) -> None:
         self._reconciler, self.topology, self._events = reconciler, topology, events
         self._plans: dict[Slot, CorePlan] = {}
+        # Rounds are many, and on a large machine a plan takes a hundredth of a second.
+        self._planned: tuple[tuple[Claim, ...], int | None, dict[Slot, CorePlan]] | None = None
         self.reserved: frozenset[int] = frozenset()
         self._confined_to = topology.allowed
         self._changed = asyncio.Event()
@@ -59,14 +60,14 @@ class Placement:
         generation = reconciler.desired or reconciler.serving
         reserved = generation.manifest.server.reserved_cores if generation else None
         soon = about_to_start(generation.target, observed, asyncio.get_running_loop().time()) if generation else ()
-        claims = core_claims(observed.engines, (*soon, *starting), self._spec_of)
+        claims = core_claims(observed.engines, (*soon, *starting), reconciler.spec_of)
         found = {slot_of(key): record.engine.placed for key, record in reconciler.executor.engines.items() if record.engine.placed.cores}
-        self._plans = plan_cores(self.topology, claims, reserved, found | self._plans)
+        before = found | self._plans
+        if (claims, reserved, before) == self._planned:
+            return
+        self._planned = claims, reserved, before
+        self._plans = plan_cores(self.topology, claims, reserved, before)
         self.reserved = frozenset(cpu for core in reserved_cores(self.topology, claims, reserved) for cpu in core.cpus)
-
-    def _spec_of(self, key: EngineKey) -> ModelSpec | None:
-        generations = (self._reconciler.desired, self._reconciler.serving)
-        return next((spec for generation in generations if generation and (spec := generation.spec_of(key))), None)
 
     async def _confine_daemon(self) -> None:
         wanted = self.reserved or self.topology.allowed

@@ -14,7 +14,7 @@ import aiohttp
 
 from axiond.engine import corefile
 from axiond.engine.engine import Endpoint
-from axiond.engine.link import Link, end, ended, has_ended, uninterrupted
+from axiond.engine.link import Link, end, ended, is_readable, uninterrupted
 from axiond.engine.output import Output
 from axiond.engine.sweep import descendants
 from axiond.errors import EngineStartError
@@ -62,7 +62,7 @@ class HostedEngine:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        if self._link is None or self._life is None or self._life.done() or has_ended(self._link.descriptor):
+        if self._link is None or self._life is None or self._life.done() or is_readable(self._link.descriptor):
             return ()
         return (self._link.pid, *sorted(descendants(self._link.pid)))
 

@@ -111,7 +111,7 @@ async def link_to_new(folder: Path, pid: int, lock: int) -> Link:
                 reader, writer = await asyncio.open_unix_connection(str(folder / CONTROL_SOCKET), limit=LONGEST_MESSAGE)
                 await read_hello(reader)
                 return Link(pid, descriptor, reader, writer, lock)
-            if has_ended(descriptor):
+            if is_readable(descriptor):
                 raise OSError(ended_at_once(folder))
             await asyncio.sleep(CONNECT_INTERVAL_S)
     except BaseException:
@@ -177,12 +177,8 @@ async def ended(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def has_ended(descriptor: int) -> bool:
-    return is_readable(descriptor)
-
-
 def is_readable(descriptor: int) -> bool:
-    """Whether there is something to read, or an end. Its number may be beyond what `select()` takes."""
+    """Whether there is something to read, or an end: a pidfd's is its process's. Its number may be beyond what `select()` takes."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))

@@ -156,12 +156,10 @@ class Reconciler:
         setting = self.desired.manifest.server.memory_budget if self.desired else WHOLE
         return replace(seen, budget_bytes=self.memory.budget_bytes(setting, held_bytes(seen, ())))
 
-    def spec_of(self, key: EngineKey) -> ModelSpec:
-        """The spec that an engine is built from."""
-        for generation in (self.desired, self.serving):
-            if generation and (spec := generation.spec_of(key)):
-                return spec
-        raise KeyError(str(key))
+    def spec_of(self, key: EngineKey) -> ModelSpec | None:
+        """The spec that an engine is built from; None if no manifest wants it any more."""
+        generations = (self.desired, self.serving)
+        return next((spec for generation in generations if generation and (spec := generation.spec_of(key))), None)
 
     def look_at_memory(self) -> None:
         """What engines use has been measured again, or what there is."""
@@ -190,7 +188,7 @@ class Reconciler:
 
     def ceiling_bytes(self, record: EngineRecord) -> int:
         """What an engine may grow to before it is replaced."""
-        spec = next((spec for one in (self.desired, self.serving) if one and (spec := one.spec_of(record.key))), None)
+        spec = self.spec_of(record.key)
         return record.prediction.ceiling_bytes(spec.memory_ceiling if spec else None)
 
     def _round(self, desired: Generation) -> float | None:
