@@ -8,7 +8,7 @@ from axiond.manifest.document import Document, Finding, KeyPath, dotted, follow
 from axiond.manifest.nearest import did_you_mean, quoted
 from axiond.manifest.spec import ModelSpec, Server
 
-TABLES = ("server", "defaults", "models")
+TABLES = ("server", "defaults", "models", "domains", "semantic", "auto")
 TOP_LEVEL = (*TABLES, "routes", "include", "$schema")
 
 
@@ -25,7 +25,8 @@ class Merged:
         """What `Manifest` takes: the defaults are in every model."""
         defaults = self.tables["defaults"]
         models = {name: overlay(defaults, model) for name, model in self.tables["models"].items()}
-        return {"server": self.tables["server"], "models": models, "routes": self.routes}
+        rest = {name: table for name, table in self.tables.items() if name != "defaults"}
+        return {**rest, "models": models, "routes": self.routes}
 
     def origin(self, at: KeyPath) -> tuple[Document, KeyPath] | None:
         """Where a key path of the tree was written: in a file of its own, or in the defaults."""

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from axiond.manifest.spec import CHANGE_KEY, Change, Manifest
+from axiond.manifest.fields import CHANGE_KEY, Change
+from axiond.manifest.spec import Manifest
 
 REFERENCE = {"type": "string", "pattern": r"\$\{", "description": "${NAME} or ${file:PATH}"}
 ANNOTATIONS = ("description", "default", CHANGE_KEY)

@@ -7,102 +7,29 @@ replaced, new before old) or `daemon` (axiond itself has to restart).
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-import durationpy
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    SecretStr,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ByteSize, SecretStr, field_validator
 
 from axiond.kernels.settings import Bf16, Isa, LmHead, W4a8
+from axiond.manifest.fields import (
+    CHANGE_KEY,
+    Change,
+    CpuList,
+    MemoryBudget,
+    Name,
+    Regex,
+    Seconds,
+    Spec,
+    daemon,
+    engine,
+    live,
+)  # fmt: skip
+from axiond.manifest.routes import Auto, Domain, Route, Semantic, Weighted
 
-CHANGE_KEY = "x-axiond-change"
-MAX_CORES = 4096
-PERCENT = r"^(100|[1-9][0-9]?)%$"
-
-
-class Change(StrEnum):
-    LIVE = "live"
-    ENGINE = "engine"
-    DAEMON = "daemon"
-
-
-def _field(change: Change) -> Any:
-    def make(default: Any = ..., description: str = "", **constraints: Any) -> Any:
-        return Field(default, description=description, json_schema_extra={CHANGE_KEY: change.value}, **constraints)
-
-    return make
-
-
-live, engine, daemon = _field(Change.LIVE), _field(Change.ENGINE), _field(Change.DAEMON)
-
-
-class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", name):
-        raise ValueError("a name starts with a letter or digit and holds only letters, digits and . _ : / -")
-    return name
-
-
-def _check_cpu_list(cores: str) -> str:
-    for part in cores.split(","):
-        if not (bounds := re.fullmatch(r"0*([0-9]+?)(?:-0*([0-9]+?))?", part)):
-            raise ValueError('cores are written like "0-3,8"')
-        low, high = (int(bound[:9]) for bound in (bounds[1], bounds[2] or bounds[1]))
-        if not low <= high < MAX_CORES:
-            raise ValueError(f'"{part[:40]}" is no range of cores: they count from 0 to {MAX_CORES - 1}, the lower one first')
-    return cores
-
-
-def _check_regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError) as exc:
-        raise ValueError(f"not a regular expression: {exc}") from exc
-    except RecursionError:
-        raise ValueError("not a regular expression: nested too deeply") from None
-    return pattern
-
-
-def _seconds(written: Any) -> Any:
-    """Read a duration like "10m" or "1h30m"; a number is in seconds already."""
-    if not isinstance(written, str):
-        return written
-    try:
-        return durationpy.from_str(written).total_seconds()
-    except durationpy.DurationError:
-        raise ValueError('a duration is written like "45s", "10m" or "1h30m", or as a number of seconds') from None
-
-
-def _check_budget(written: Any) -> Any:
-    if isinstance(written, str) and "%" in written and not re.fullmatch(PERCENT, written):
-        raise ValueError('a share is written like "80%", from 1% to 100%')
-    return written
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
-Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str), Field(ge=0, le=366 * 86400)]
-Percent = Annotated[str, StringConstraints(pattern=PERCENT)]
-# Percent first: a ByteSize would read "80%" as 80 bytes.
-MemoryBudget = Annotated[Percent | ByteSize, Field(union_mode="left_to_right"), BeforeValidator(_check_budget)]
-CpuList = Annotated[str, AfterValidator(_check_cpu_list)]
-Regex = Annotated[str, AfterValidator(_check_regex)]
+__all__ = ["Auto", "Change", "Domain", "Manifest", "ModelSpec", "Route", "Semantic", "Server", "Weighted", "change_of"]
 
 
 class ChunkedPrefill(Spec):
@@ -179,6 +106,10 @@ class ModelSpec(Spec):
     memory_ceiling: ByteSize | None = live(
         None, "Replace an engine that has grown beyond this, new before old; unset: half more than expected.", ge=2**26
     )
+    fit: Mapping[Name, float] = live(
+        {}, "How good it is at a domain, from 0 to 1; 0.5 where nothing is said. Read where models are scored."
+    )
+    cost: float = live(0.0, "What an answer of it costs, relative to other models. Read where models are scored.", ge=0)
     lora: Mapping[Name, str] = engine({}, "LoRA adapters: name to folder; each name can be asked for like a model.")
     chat_template: str | None = engine(None, "A Jinja template file, or the template itself.")
     tool_call_parser: str | None = engine(None, "vLLM's parser for tool calls; turns automatic tool choice on.")
@@ -245,23 +176,6 @@ def _engine_part(spec: BaseModel) -> dict[str, Any]:
     return part
 
 
-class Weighted(Spec):
-    model: Name = live(description="A model's name.")
-    weight: float = live(1.0, "Share of the requests, relative to the others.", ge=0)
-
-
-class Route(Spec):
-    name: Name = live(description="The name that requests ask for.")
-    models: tuple[Weighted, ...] = live(description="Models that share the requests by weight.", min_length=1)
-    fallback: tuple[Name, ...] = live((), "Models tried in this order when the chosen one cannot answer.")
-
-    @model_validator(mode="after")
-    def _has_weight(self) -> Self:
-        if not any(share.weight for share in self.models):
-            raise ValueError("at least one weight must be above 0")
-        return self
-
-
 class Server(Spec):
     listen: str = daemon("127.0.0.1:8080", "Address and port of the REST endpoint.", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
     admin_socket: Path | None = daemon(None, "Unix socket of the admin endpoint; admin.sock in the runtime folder if unset.")
@@ -270,6 +184,7 @@ class Server(Spec):
     log_level: Literal["debug", "info", "warning", "error"] = live("info", "Least important messages that are logged.")
     log_format: Literal["auto", "console", "json"] = daemon("auto", "auto is console on a terminal, else json.")
     api_keys: tuple[SecretStr, ...] = live((), 'Keys that requests must carry; anyone may ask if empty. Use "${file:...}".')
+    key_groups: Mapping[Name, tuple[SecretStr, ...]] = live({}, "More such keys, in groups that routes can tell apart.")
     max_request_body: ByteSize = daemon(ByteSize(32 * 2**20), "Largest request body.", ge=1024)
     header_timeout_s: float = daemon(15.0, "Seconds a client has to send its request headers and body.", gt=0)
     idle_timeout_s: float = daemon(75.0, "Seconds an idle connection is kept.", gt=0)
@@ -282,12 +197,17 @@ class Server(Spec):
     keep_for: Seconds = daemon(300.0, "How long kept engines wait for the next daemon.")
     max_queue: int = live(256, "Requests that may wait for one model's engine.", ge=0)
     queue_timeout_s: float = live(120.0, "Seconds a request may wait for an engine.", gt=0)
+    replay_requests: int = live(1000, "Latest requests whose hashed features are remembered, for `axiond plan`.", ge=0, le=100_000)
+    keep_prompts: bool = live(False, "Remember the text of those prompts too, in memory only, so that new patterns can be tried on it.")
 
 
 class Manifest(Spec):
     server: Server = Server()
     models: Mapping[Name, ModelSpec] = {}
     routes: tuple[Route, ...] = ()
+    domains: Mapping[Name, Domain] = {}
+    semantic: Semantic = Semantic()
+    auto: Auto = Auto()
 
     def public_names(self) -> dict[str, str]:
         """Every name of every model, to that model; routes are not in it."""

@@ -74,12 +74,14 @@ def engine_name(pool: Pool, endpoint: Endpoint, requested: str) -> str:
 
 
 def _draw_model(shares: Sequence[Weighted], draw: float) -> str:
-    point = draw * sum(share.weight for share in shares)
-    for share in shares:
-        point -= share.weight
+    """Shares without weights are equal."""
+    weights = [1.0 if share.weight is None else share.weight for share in shares]
+    point = draw * sum(weights)
+    for share, weight in zip(shares, weights, strict=True):
+        point -= weight
         if point < 0:
             return share.model
-    return next(share.model for share in reversed(shares) if share.weight)
+    return next(share.model for share, weight in reversed([*zip(shares, weights, strict=True)]) if weight)
 
 
 def _unknown(table: RouteTable, requested: str) -> str:

@@ -1,0 +1,129 @@
+"""The tables that decide which model answers a request: routes, domains, and how models are scored. All of it is `live`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, SecretStr, StringConstraints
+
+from axiond.manifest.fields import LinearRegex, Name, Seconds, Spec, live
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+Hours = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$")]
+Failure = Literal["error", "overload", "timeout"]
+Sticky = Literal["conversation", "key"]
+
+
+class Match(Spec):
+    """A request has to meet every condition that is given, and of a list any entry."""
+
+    model: tuple[Pattern, ...] = live((), 'Names that requests ask for; "*" stands for any characters.')
+    path: tuple[Pattern, ...] = live((), 'Paths like "/v1/embeddings"; "*" stands for any characters.')
+    headers: Mapping[HeaderName, LinearRegex] = live({}, "Headers that must be there, and a regular expression to be found in each.")
+    api_key: tuple[SecretStr, ...] = live((), "API keys.")
+    key_group: tuple[Name, ...] = live((), "Groups of API keys, as named in server.key_groups.")
+    stream: bool | None = live(None, "Whether the answer is asked for as a stream.")
+    tools: bool | None = live(None, "Whether tools are offered.")
+    images: bool | None = live(None, "Whether the messages hold images.")
+    response_format: tuple[Literal["text", "json_object", "json_schema"], ...] = live((), "The format that is asked for.")
+    language: tuple[Language, ...] = live((), 'Languages of the prompt, as ISO 639-1 codes like "es".')
+    min_prompt_tokens: int | None = live(None, "Shortest prompt, in tokens.", ge=0)
+    max_prompt_tokens: int | None = live(None, "Longest prompt, in tokens.", ge=0)
+    keywords: tuple[Text, ...] = live((), "Words or phrases in the prompt, in any case, with or without accents.")
+    regex: tuple[LinearRegex, ...] = live((), "Regular expressions (RE2) to be found in the prompt.")
+    domain: tuple[Name, ...] = live((), "What the prompt is about, as defined in [domains].")
+    hours: Hours | None = live(None, 'Time of day on this machine, like "08:00-18:00"; it may pass midnight.')
+    days: tuple[Day, ...] = live((), "Days of the week on this machine, on which the hours begin.")
+    percent: float | None = live(None, "Share of the requests that pass, in percent.", gt=0, le=100)
+    sticky: Sticky = live("conversation", "What is always on the same side of percent: a conversation, or an API key.")
+
+
+def _weighted(written: Any) -> Any:
+    return {"model": written} if isinstance(written, str) else written
+
+
+class Weighted(Spec):
+    model: Name = live(description="A model's name.")
+    weight: float | None = live(
+        None, "Share of the requests; all weights of a route sum to 100 or to 1. Equal shares if none is given.", ge=0
+    )
+
+
+class Canary(Spec):
+    model: Name = live(description="The model on trial.")
+    percent: float = live(description="Share of the requests that it gets, in percent.", gt=0, lt=100)
+    sticky: Sticky = live("conversation", "What always gets the same model: a conversation, or an API key.")
+
+
+class Shadow(Spec):
+    model: Name = live(description="A model that gets a copy of each request; its answer is discarded, its figures are kept.")
+    percent: float = live(100.0, "Share of the requests that are copied, in percent.", gt=0, le=100)
+
+
+class SystemPrompt(Spec):
+    text: Text = live(description="The system prompt.")
+    mode: Literal["default", "prepend", "replace"] = live(
+        "default", "default: where the request has none; prepend: before its own; replace."
+    )
+
+
+class Refusal(Spec):
+    status: int = live(403, "HTTP status.", ge=400, le=599)
+    message: Text = live(description="What the client is told.")
+
+
+class Route(Spec):
+    """
+    Which requests, and what becomes of them; the first route that matches decides.
+
+    Without `when` it takes the requests that ask for its name. With neither models nor refusal the model asked for answers.
+    """
+
+    name: Name = live(description="Its name, in answers, metrics and explanations; without `when`, what requests ask for.")
+    when: Match | None = None
+    models: tuple[Annotated[Weighted, BeforeValidator(_weighted, json_schema_input_type=Name | Weighted)], ...] = live(
+        (), "The models that share the requests; names, or tables with a weight."
+    )
+    choose: Literal["weight", "score"] = live("weight", "By weight, or the best score of [auto].")
+    canary: Canary | None = None
+    shadow: Shadow | None = None
+    fallback: tuple[Name, ...] = live((), "Models tried in this order when the chosen one cannot answer.")
+    fallback_on: tuple[Failure, ...] = live(("error", "overload", "timeout"), "What makes the next model be tried.")
+    timeout: Seconds | None = live(None, "Longest wait for the beginning of an answer, before the next model is tried.")
+    max_wait: Seconds | None = live(
+        None, "Longest expected wait for a turn; a model with more is overloaded. Unset: when its queue is full."
+    )
+    sampling: Mapping[str, Any] = live({}, "Sampling parameters for requests that do not give them, like temperature.")
+    system_prompt: SystemPrompt | None = None
+    refuse: Refusal | None = None
+
+
+class Domain(Spec):
+    """What prompts can be about. Needs a description, examples or keywords."""
+
+    description: str = live("", "A sentence that says what such prompts are about.")
+    examples: tuple[Text, ...] = live((), "Prompts of this domain, in any language.")
+    keywords: tuple[Text, ...] = live((), "Words and phrases that tell it, in any language.")
+    threshold: float | None = live(None, "Instead of semantic.threshold.", ge=0, le=1)
+
+
+class Semantic(Spec):
+    """How the domain of a prompt is found: by keywords, and by embeddings where they are not sure."""
+
+    embedding_model: Text | None = live(None, "A sentence-transformers folder, or pypi:PACKAGE; without one, keywords alone tell domains.")
+    keyword_threshold: float = live(0.8, "Score of the keywords from which no embedding is computed.", ge=0, le=1)
+    threshold: float = live(0.3, "Score of the embedding below which a prompt has no domain.", ge=0, le=1)
+    margin: float = live(0.1, "Lead over the second domain below which more of a long prompt is read.", ge=0, le=1)
+    cache_entries: int = live(10_000, "Embeddings that are remembered, by the text's hash.", ge=0, le=1_000_000)
+
+
+class Auto(Spec):
+    """The score of a model for a request: fit times its fit, minus wait times the expected wait, minus cost times its cost."""
+
+    fit: float = live(1.0, "Weight of how good the model is at the prompt's domain.", ge=0)
+    wait: float = live(0.05, "Weight of each second until the model would answer.", ge=0)
+    cost: float = live(0.1, "Weight of the model's cost.", ge=0)
+    residency: bool = live(True, "Whether it counts that a model has to be loaded, or has others waiting.")
