@@ -1,0 +1,151 @@
+"""What a sentence-transformers folder holds: a BERT's shape, where its weights lie, how tokens become one vector."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from axiond.errors import SourceError
+
+Type = Literal["F32", "F16", "BF16"]
+TYPES = ("F32", "F16", "BF16")
+ARCHITECTURES = ("BertModel", "RobertaModel", "XLMRobertaModel")
+LEGACY_POOLING = "pooling_mode_"
+WORDS = "embeddings.word_embeddings.weight"
+REMEDY = "use a sentence-transformers model of the BERT family, like all-MiniLM-L6-v2, bge or e5"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """*begin* counts bytes from the start of the file."""
+
+    type: Type
+    shape: tuple[int, ...]
+    begin: int
+
+
+@dataclass(frozen=True, slots=True)
+class BertFolder:
+    """
+    A sentence encoder on disk.
+
+    *tensors* have names without the model's prefix. *first_position* is the row of the position table that belongs to
+    the first token. *prompt* is put before each text.
+    """
+
+    transformer: Path
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    norm_epsilon: float
+    first_position: int
+    most_tokens: int
+    pooling: Literal["mean", "cls"]
+    lowercase: bool
+    prompt: str
+    weights: Path
+    tensors: Mapping[str, Tensor]
+
+
+def read_folder(folder: Path) -> BertFolder:
+    """
+    Read everything but the weights. Blocks.
+
+    Raises:
+        SourceError: it is not a folder that `Encoder` can load.
+    """
+    try:
+        return _read(folder)
+    except OSError as exc:
+        raise SourceError(str(folder), f"{exc.strerror}: {exc.filename}; name a sentence-transformers folder") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as exc:
+        raise SourceError(str(folder), f"a file in it is not as sentence-transformers writes it ({exc!r}); fetch it again") from exc
+
+
+def _read(folder: Path) -> BertFolder:
+    if not (folder / "modules.json").is_file():
+        raise SourceError(str(folder), f"holds no modules.json, so it is no sentence-transformers folder; {REMEDY}")
+    modules = {str(module["type"]).rpartition(".")[2]: folder / module["path"] for module in _json(folder / "modules.json")}
+    _check(folder, list(modules) in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]),
+           f"consists of {', '.join(modules)}, but only a Transformer with Pooling, and Normalize after it, can be loaded")  # fmt: skip
+    transformer = modules["Transformer"]
+    config, settings = _json(transformer / "config.json"), _json(transformer / "sentence_bert_config.json", {})
+    prompts = _json(folder / "config_sentence_transformers.json", {})
+    _check_config(folder, config)
+    tensors = _tensors(folder, transformer / "model.safetensors")
+    first_position = 0 if config["architectures"] == ["BertModel"] else int(config.get("pad_token_id") or 0) + 1
+    positions = int(config["max_position_embeddings"]) - first_position
+    return BertFolder(
+        transformer,
+        hidden=int(config["hidden_size"]),
+        intermediate=int(config["intermediate_size"]),
+        layers=int(config["num_hidden_layers"]),
+        heads=int(config["num_attention_heads"]),
+        norm_epsilon=float(config["layer_norm_eps"]),
+        first_position=first_position,
+        most_tokens=min(positions, int(settings.get("max_seq_length") or positions)),
+        pooling=_pooling(folder, _json(modules["Pooling"] / "config.json")),
+        lowercase=bool(settings.get("do_lower_case")),
+        prompt=str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")) or ""),
+        weights=transformer / "model.safetensors",
+        tensors=tensors,
+    )
+
+
+def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    named = ", ".join(config.get("architectures") or ["nothing"])
+    _check(folder, named in ARCHITECTURES, f"its config.json names {named}, but only {', '.join(ARCHITECTURES)} can be loaded")
+    activation, positions = config.get("hidden_act", "gelu"), config.get("position_embedding_type", "absolute")
+    _check(folder, activation == "gelu", f"its activation is {activation}, but only gelu can be loaded")
+    _check(folder, positions == "absolute", f"its positions are {positions}, but only absolute ones can be loaded")
+    hidden, intermediate, heads = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    _check(folder, hidden % 32 == 0 and intermediate % 32 == 0 and hidden % heads == 0 and hidden // heads % 16 == 0,
+           f"its sizes ({hidden}, {intermediate}, {heads} heads) are no multiples of 32, or those of a head of 16")  # fmt: skip
+
+
+def _pooling(folder: Path, config: Mapping[str, Any]) -> Literal["mean", "cls"]:
+    legacy = [key.removeprefix(LEGACY_POOLING).removesuffix("_token").removesuffix("_tokens")
+              for key, value in config.items() if key.startswith(LEGACY_POOLING) and value]  # fmt: skip
+    modes = config.get("pooling_mode") or legacy or ["mean"]
+    match [modes] if isinstance(modes, str) else modes:
+        case ["mean"]:
+            return "mean"
+        case ["cls"]:
+            return "cls"
+        case others:
+            raise SourceError(str(folder), f"it pools tokens by {', '.join(others)}, but only mean and cls can be loaded; {REMEDY}")
+
+
+def _tensors(folder: Path, path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise SourceError(
+            str(folder), f"holds no {path.name}; write its weights so with SentenceTransformer(folder).save_pretrained(new_folder)"
+        )
+    with path.open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_bytes))
+    header.pop("__metadata__", None)
+    prefix = next((name.removesuffix(WORDS) for name in header if name.endswith(WORDS)), None)
+    _check(folder, prefix is not None, f"its weights have no {WORDS}")
+    tensors = {}
+    for name, entry in header.items():
+        if name.startswith(prefix) and entry["dtype"] in TYPES:
+            begin, end = entry["data_offsets"]
+            if 8 + header_bytes + end > path.stat().st_size:
+                raise SourceError(str(folder), f"{path.name} is cut off; fetch it again")
+            tensors[name.removeprefix(prefix)] = Tensor(entry["dtype"], tuple(entry["shape"]), 8 + header_bytes + begin)
+    return tensors
+
+
+def _json(path: Path, default: Any = None) -> Any:
+    if default is not None and not path.is_file():
+        return default
+    return json.loads(path.read_bytes())
+
+
+def _check(folder: Path, holds: bool, problem: str) -> None:
+    if not holds:
+        raise SourceError(str(folder), f"{problem}; {REMEDY}")
