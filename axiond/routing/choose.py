@@ -1,7 +1,7 @@
 """Which model answers a name, and which of its engines."""
 
 import math
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rapidfuzz import process
@@ -30,14 +30,30 @@ def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...
     """
     if (model := table.names.get(requested)) in table.pools:
         return (model,) if model is not None else ()
-    if route := table.routes.get(requested):
-        chosen = (_draw_model(route.models, draw), *route.fallback)
-        models = dict.fromkeys(name if name in table.pools else table.names.get(name, "") for name in chosen)
-        if known := tuple(model for model in models if model in table.pools):
-            return known
+    route = table.routes.get(requested)
+    known = known_models(table, (draw_model(route.models, draw), *route.fallback)) if route and route.models and not route.when else ()
+    if known:
+        return known
     if table.generation == 0:
         raise RequestError(503, "not_ready", "No manifest is served yet; try again shortly.", retry_after_s=5)
     raise RequestError(404, "model_not_found", _unknown(table, requested), param="model")
+
+
+def known_models(table: RouteTable, names: Iterable[str]) -> tuple[str, ...]:
+    """The models behind *names*, each once; names without a model are left out."""
+    models = dict.fromkeys(name if name in table.pools else table.names.get(name, "") for name in names)
+    return tuple(model for model in models if model in table.pools)
+
+
+def draw_model(shares: Sequence[Weighted], draw: float) -> str:
+    """Shares without weights are equal."""
+    weights = [1.0 if share.weight is None else share.weight for share in shares]
+    point = draw * sum(weights)
+    for share, weight in zip(shares, weights, strict=True):
+        point -= weight
+        if point < 0:
+            return share.model
+    return next(share.model for share, weight in reversed([*zip(shares, weights, strict=True)]) if weight)
 
 
 @dataclass(slots=True)
@@ -71,17 +87,6 @@ def engine_name(pool: Pool, endpoint: Endpoint, requested: str) -> str:
     """What *endpoint* calls *requested*: adapters keep their name, everything else is the engine's model."""
     is_adapter = requested in endpoint.adapters or requested in pool.spec.lora
     return requested if is_adapter else endpoint.model_name
-
-
-def _draw_model(shares: Sequence[Weighted], draw: float) -> str:
-    """Shares without weights are equal."""
-    weights = [1.0 if share.weight is None else share.weight for share in shares]
-    point = draw * sum(weights)
-    for share, weight in zip(shares, weights, strict=True):
-        point -= weight
-        if point < 0:
-            return share.model
-    return next(share.model for share, weight in reversed([*zip(shares, weights, strict=True)]) if weight)
 
 
 def _unknown(table: RouteTable, requested: str) -> str:

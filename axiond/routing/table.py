@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from axiond.engine.engine import Endpoint
 from axiond.manifest.spec import ModelSpec, Route
+
+if TYPE_CHECKING:
+    from axiond.routing.rules import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """Generation, pools by model name, public names to model names, and declared routes by their name."""
+    """Generation, pools by model name, public names to model names, declared routes by their name, and the same compiled to *rules*."""
 
     generation: int = 0
     pools: Mapping[str, Pool] = field(default_factory=dict)
@@ -39,6 +43,7 @@ class RouteTable:
     max_queue: int = 256
     queue_timeout_s: float = 120.0
     api_keys: frozenset[str] = frozenset()
+    rules: "Rules | None" = None
 
     @property
     def serves_any(self) -> bool:

@@ -1,0 +1,77 @@
+"""What routing knows of a request: read from its path, headers, key and body, and only as far as a rule asks for it. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from axiond.manifest.routes import Route
+from axiond.routing.decision import Features, Prompt
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """
+    Which features the rules in force read out of a body.
+
+    *flags*: stream, tools, images and response format. *auto*: the text, of requests for the model `auto` alone.
+    """
+
+    flags: bool = False
+    text: bool = False
+    tokens: bool = False
+    language: bool = False
+    conversation: bool = False
+    auto: bool = False
+
+    def any_of(self, requested: str) -> bool:
+        """Whether anything is read out of the body of a request for *requested*."""
+        return self.flags or self.text or self.tokens or self.language or self.conversation or (self.auto and requested == AUTO)
+
+
+def needs_of(routes: Iterable[Route], scores_domains: bool = False) -> Needs:
+    """
+    What *routes* need.
+
+    Args:
+        routes: the rules in force.
+        scores_domains: whether a model's score depends on what a prompt is about.
+    """
+    routes = tuple(routes)
+    whens = [route.when for route in routes if route.when]
+    return Needs(
+        flags=any(when.stream is not None or when.tools is not None or when.images is not None or when.response_format for when in whens),
+        text=any(when.keywords or when.regex or when.domain for when in whens)
+        or (scores_domains and any(route.choose == "score" for route in routes)),
+        tokens=any(when.min_prompt_tokens is not None or when.max_prompt_tokens is not None for when in whens),
+        language=any(when.language for when in whens),
+        conversation=any(when.percent is not None and when.sticky == "conversation" for when in whens)
+        or any(route.canary and route.canary.sticky == "conversation" for route in routes),
+        auto=scores_domains,
+    )
+
+
+def features(
+    requested: str,
+    path: str,
+    headers: Mapping[str, str],
+    client: str,
+    key: str,
+    key_group: str,
+    body: bytes | None,
+    needs: Needs,
+) -> Features:
+    """
+    What rules see of one request; a body that cannot be read has no features, and is the engine's to judge.
+
+    Args:
+        requested: the model it asks for.
+        path: of the URL, without the query.
+        headers: case-insensitive.
+        client: the API key, or the address.
+        key: the API key; "" without.
+        key_group: its group; "" without.
+        body: JSON; None where there is none.
+        needs: what to read out of the body.
+    """
+    return Features(requested, path, headers, client, key, key_group, prompt=Prompt())
