@@ -110,13 +110,17 @@ def plan_view(plan: PlanReport) -> RenderableType:
             _fields(change.fields),
             _size(change.memory_bytes) if change.memory_bytes else "",
         )
-    for name, fields in (("[server]", plan.server), ("[[routes]]", plan.routes)):
+    for name, fields in _tables_of(plan):
         if fields:
             table.add_row(name, "", "", _fields(fields), "")
     parts: list[RenderableType] = [table, ""] if table.row_count else []
     parts += [f"{change.model}: {change.memory_arithmetic}" for change in plan.models if change.memory_arithmetic]
     parts += [_memory_plan(plan.memory), ""] if plan.memory and plan.memory.needed_bytes else []
     return Group(*parts, plan_sentence(plan))
+
+
+def _tables_of(plan: PlanReport) -> tuple[tuple[str, tuple[FieldChange, ...]], ...]:
+    return ("[server]", plan.server), ("[[routes]]", plan.routes), ("[domains]", plan.domains), ("[auto]", plan.auto)
 
 
 def _memory_plan(memory: MemoryPlan) -> Text:
@@ -130,8 +134,8 @@ def plan_sentence(plan: PlanReport) -> str:
         return "Nothing to do: what runs is what the manifest says."
     counts = Counter[str](change.verdict for change in plan.models)
     words = [f"{counts[verdict]} {word}" for verdict, word in _VERDICT_WORDS.items() if counts[verdict]]
-    words += ["server settings changed"] if plan.server else []
-    words += ["routes changed"] if plan.routes else []
+    said = (("server settings", plan.server), ("routes", plan.routes), ("domains", plan.domains), ("scores", plan.auto))
+    words += [f"{what} changed" for what, fields in said if fields]
     needs_restart = any(field.change == "daemon" for field in plan.server)
     return f"Plan: {', '.join(words)}." + (" Some settings take effect when axiond itself restarts." if needs_restart else "")
 

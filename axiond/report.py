@@ -223,17 +223,20 @@ class MemoryPlan(Report):
 
 
 class PlanReport(Report):
-    """What a candidate manifest would do."""
+    """What a candidate manifest would do; *domains* are changes of [domains] and [semantic]."""
 
     generation: int
     models: tuple[ModelChange, ...]
     server: tuple[FieldChange, ...] = ()
     routes: tuple[FieldChange, ...] = ()
+    domains: tuple[FieldChange, ...] = ()
+    auto: tuple[FieldChange, ...] = ()
     memory: MemoryPlan | None = None
 
     @property
     def is_empty(self) -> bool:
-        return not (self.server or self.routes or any(change.verdict != "none" for change in self.models))
+        fields = (*self.server, *self.routes, *self.domains, *self.auto)
+        return not (fields or any(change.verdict != "none" for change in self.models))
 
 
 class ReloadReport(Report):

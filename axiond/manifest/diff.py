@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from axiond.manifest.document import dotted
-from axiond.manifest.spec import Change, ModelSpec, Route, Server, change_of
+from axiond.manifest.spec import Auto, Change, Manifest, ModelSpec, Route, Server, change_of
 from axiond.report import FieldChange
 
 
@@ -21,8 +21,24 @@ def server_changes(old: Server, new: Server) -> tuple[FieldChange, ...]:
 
 
 def route_changes(old: Sequence[Route], new: Sequence[Route]) -> tuple[FieldChange, ...]:
-    """Routes are told apart by name; their order says nothing."""
-    return tuple(_entry_changes(("routes",), {route.name: route for route in old}, {route.name: route for route in new}, Change.LIVE))
+    """Routes are told apart by name. As the first that matches decides, their order is a field too: it says where new ones went."""
+    before, after = {route.name: route for route in old}, {route.name: route for route in new}
+    kept = [name for name in before if name in after]
+    is_in_order = list(after)[: len(kept)] == kept
+    order = () if is_in_order else (_change(("routes",), list(before), list(after), Change.LIVE),)
+    return (*order, *_entry_changes(("routes",), before, after, Change.LIVE))
+
+
+def domain_changes(old: Manifest, new: Manifest) -> tuple[FieldChange, ...]:
+    """What prompts can be about, and how that is found."""
+    return (
+        *_entry_changes(("domains",), old.domains, new.domains, Change.LIVE),
+        *_table_changes(("semantic",), old.semantic, new.semantic),
+    )
+
+
+def auto_changes(old: Auto, new: Auto) -> tuple[FieldChange, ...]:
+    return tuple(_table_changes(("auto",), old, new))
 
 
 def _table_changes(at: tuple[str, ...], old: BaseModel, new: BaseModel) -> Iterator[FieldChange]:
@@ -61,7 +77,7 @@ def _is_equal(old: Any, new: Any) -> bool:
 def _plain(value: Any) -> Any:
     """A value for JSON, secrets masked."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, SecretStr):
         return str(value)
     if isinstance(value, Mapping):

@@ -115,6 +115,8 @@ def anchor_paths(data: dict[str, Any], folder: Path) -> None:
     server = data.get("server")
     if isinstance(server, dict):
         _anchor(server, SERVER_PATHS, folder, lambda _: True)
+    if isinstance(semantic := data.get("semantic"), dict):
+        _anchor(semantic, ("embedding_model",), folder, lambda text: not text.startswith(("pypi:", "~")))
     for model in _models(data):
         _anchor(model, ("source",), folder, is_relative_source)
         _anchor(model, ("chat_template",), folder, lambda text: text.startswith(("./", "../")))

@@ -27,7 +27,13 @@ SENTENCES = {
     "path": "must be a path in quotes",
     "byte": 'must be a size like "2GiB"',
 }
-SECRET = ("server", "api_keys")
+PATTERNS = {
+    "listen": 'must be an address and port like "127.0.0.1:8080"',
+    "hours": 'must be hours and minutes like "08:00-18:00"',
+    "language": 'must be a code of ISO 639-1 like "es"',
+    "headers": "is no name of a header",
+}
+SECRET = frozenset(("api_keys", "key_groups", "api_key"))
 
 
 def explain(error: ValidationError, tree: Mapping[str, Any], written: Callable[[KeyPath], Any]) -> Iterator[Found]:
@@ -44,7 +50,7 @@ def explain(error: ValidationError, tree: Mapping[str, Any], written: Callable[[
     for at, alternatives in by_path.items():
         if at in around and all(details["type"].endswith(("_type", "too_short")) for details in alternatives):
             continue  # a list that is too short without its bad items, or that is not the text of a union
-        yield _explain_one(at, alternatives, None if at[:2] == SECRET else written(at))
+        yield _explain_one(at, alternatives, written(at) if SECRET.isdisjoint(at) else None)
 
 
 def fields_at(at: KeyPath) -> type[BaseModel] | None:
@@ -91,7 +97,7 @@ def _sentence(details: ErrorDetails, at: KeyPath) -> str:
         case "too_short" | "string_too_short":
             return "must not be empty" if limit == 1 else f"must have at least {limit} entries"
         case "string_pattern_mismatch":
-            return 'must be an address and port like "127.0.0.1:8080"'
+            return next(PATTERNS[key] for key in reversed(at) if key in PATTERNS)
     return SENTENCES.get(kind.split("_")[0], details["msg"].replace("Input should be", "must be"))
 
 

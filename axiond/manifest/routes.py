@@ -83,13 +83,13 @@ class Route(Spec):
     """
 
     name: Name = live(description="Its name, in answers, metrics and explanations; without `when`, what requests ask for.")
-    when: Match | None = None
+    when: Match | None = live(None, "Which requests it takes; unset, those that ask for its name.")
     models: tuple[Annotated[Weighted, BeforeValidator(_weighted, json_schema_input_type=Name | Weighted)], ...] = live(
         (), "The models that share the requests; names, or tables with a weight."
     )
     choose: Literal["weight", "score"] = live("weight", "By weight, or the best score of [auto].")
-    canary: Canary | None = None
-    shadow: Shadow | None = None
+    canary: Canary | None = live(None, "A model on trial, which gets a small share of the requests.")
+    shadow: Shadow | None = live(None, "A model that gets a copy of the requests; its answers are discarded, its figures are kept.")
     fallback: tuple[Name, ...] = live((), "Models tried in this order when the chosen one cannot answer.")
     fallback_on: tuple[Failure, ...] = live(("error", "overload", "timeout"), "What makes the next model be tried.")
     timeout: Seconds | None = live(None, "Longest wait for the beginning of an answer, before the next model is tried.")
@@ -97,8 +97,8 @@ class Route(Spec):
         None, "Longest expected wait for a turn; a model with more is overloaded. Unset: when its queue is full."
     )
     sampling: Mapping[str, Any] = live({}, "Sampling parameters for requests that do not give them, like temperature.")
-    system_prompt: SystemPrompt | None = None
-    refuse: Refusal | None = None
+    system_prompt: SystemPrompt | None = live(None, "A system prompt for the requests.")
+    refuse: Refusal | None = live(None, "Requests are not answered, but told so.")
 
 
 class Domain(Spec):

@@ -55,9 +55,16 @@ def _leaf(field: dict[str, Any]) -> dict[str, Any]:
     field = {key: value for key, value in field.items() if key not in ("title", "ge")} | _minimum(field)
     annotations = {key: field.pop(key) for key in ANNOTATIONS if key in field}
     alternatives = field.pop("anyOf", [field] if field else [])
+    alternatives = [_list_of_references(part) for part in alternatives]
     if not any(_is_free_text(part) or _is_container(part) for part in alternatives):
         alternatives = [*alternatives, REFERENCE]
     return {**annotations, **(alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives})}
+
+
+def _list_of_references(part: dict[str, Any]) -> dict[str, Any]:
+    """Items of a list may be references as well."""
+    item = part.get("items", {})
+    return {**part, "items": {"anyOf": [item, REFERENCE]}} if item.get("type") == "string" and not _is_free_text(item) else part
 
 
 def _minimum(field: dict[str, Any]) -> dict[str, Any]:

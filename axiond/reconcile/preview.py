@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from axiond.manifest.diff import changes, route_changes, server_changes
+from axiond.manifest.diff import auto_changes, changes, domain_changes, route_changes, server_changes
 from axiond.manifest.spec import Change, Manifest, ModelSpec
 from axiond.reconcile.memory import held_bytes
 from axiond.reconcile.state import Observed
@@ -26,6 +26,8 @@ def preview(generation: int, served: Manifest, candidate: Manifest, observed: Ob
         models=tuple(_model_change(name, served.models.get(name), candidate.models.get(name), observed, expected) for name in names),
         server=server_changes(served.server, candidate.server),
         routes=route_changes(served.routes, candidate.routes),
+        domains=domain_changes(served, candidate),
+        auto=auto_changes(served.auto, candidate.auto),
         memory=_memory(candidate, observed.budget_bytes, expected),
     )
 

@@ -1,11 +1,13 @@
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from axiond.manifest.load import load, parse
-from axiond.manifest.spec import ChunkedPrefill, GoldenPrompt, Kernels, ModelSpec, Route, Server, change_of
+from axiond.manifest.routes import Auto, Canary, Domain, Match, Refusal, Route, Semantic, Shadow, SystemPrompt, Weighted
+from axiond.manifest.spec import ChunkedPrefill, GoldenPrompt, Kernels, ModelSpec, Server, change_of
 
 ETC = Path(__file__).parents[2] / "etc/axiond"
 LONGEST_SOCKET_NAME_BYTES = 107
@@ -23,21 +25,51 @@ def test_the_quickstart_needs_no_root() -> None:
     assert len(str(server.runtime_dir / "smollm2@0123456789ab#63" / "engine.sock")) < LONGEST_SOCKET_NAME_BYTES
 
 
-@pytest.mark.parametrize("table", [Server, ModelSpec, ChunkedPrefill, Kernels, GoldenPrompt, Route])
+TABLES: dict[str, tuple[type[BaseModel], ...]] = {
+    "server": (Server,),
+    "defaults": (ModelSpec,),
+    "models.smollm2": (ModelSpec,),
+    "models.smollm2.chunked_prefill": (ChunkedPrefill,),
+    "models.smollm2.golden": (GoldenPrompt,),
+    "models.smollm2.kernels": (Kernels,),
+    "routes": (Route,),
+    "routes.when": (Match,),
+    "routes.canary": (Canary,),
+    "routes.shadow": (Shadow,),
+    "routes.system_prompt": (SystemPrompt,),
+    "routes.refuse": (Refusal,),
+    "domains.code": (Domain,),
+    "semantic": (Semantic,),
+    "auto": (Auto,),
+}
+
+
+def explained() -> Iterator[tuple[type[BaseModel], str, str]]:
+    """Table, field and the class that is said of it, "" where none is, of every line of the manifest that is installed."""
+    tables: tuple[type[BaseModel], ...] = ()
+    for line in (ETC / "axiond.toml").read_text().splitlines():
+        if header := re.match(r"(?:# )?\[+([\w.]+)\]", line):
+            tables = TABLES.get(header[1], ())
+            around, _, name = header[1].rpartition(".")
+            yield from ((table, name, "") for table in TABLES.get(around, ()))
+        elif found := EXPLAINED.match(line):
+            yield from ((table, found[1], found[2] or "") for table in tables)
+            yield from ((Weighted, name, "") for name in re.findall(r"[{,] (\w+) = ", line) if found[1] == "models")
+
+
+@pytest.mark.parametrize("table", [*dict.fromkeys(table for tables in TABLES.values() for table in tables), Weighted])
 def test_every_field_is_explained(table: type[BaseModel]) -> None:
-    """The manifest that is installed shows every field, and tells the truth about what a change to it costs."""
-    text = (ETC / "axiond.toml").read_text()
-    shown = dict(EXPLAINED.findall(text)) | dict.fromkeys(re.findall(r"\[models\.smollm2\.(\w+)\]", text), "")
-    assert set(table.model_fields) - shown.keys() == set()
-    assert {name: shown[name] for name in table.model_fields if shown[name]} == {
-        name: change_of(table, name) for name in table.model_fields if shown[name]
-    }
+    """The manifest that is installed shows every field in its table, and tells the truth about what a change to it costs."""
+    said = [(name, change) for of, name, change in explained() if of is table]
+    assert {name for name, _ in said} == set(table.model_fields)
+    assert {(name, change) for name, change in said if change} <= {(name, change_of(table, name)) for name in table.model_fields}
 
 
 def test_what_is_commented_out_is_right() -> None:
     """Uncommented all at once, it is a good manifest still."""
     text = re.sub(r"^# (?=\w+ = |\[)", "", (ETC / "axiond.toml").read_text(), flags=re.MULTILINE)
-    text = text.replace("${file:/etc/axiond/key}", "secret") + '[models.other]\nsource = "/srv/other"\n'
+    text = re.sub(r"\$\{file:.*/(.*)\.?key\}", r"\1secret", text) + '[models.other]\nsource = "/srv/other"\n'
     manifest = parse(text.encode(), ETC / "axiond.toml", {}).manifest
     assert manifest.models["smollm2"].engine_args == {"seed": 7}
-    assert [route.name for route in manifest.routes] == ["assistant"]
+    assert [route.name for route in manifest.routes] == ["no-uploads", "code", "assistant", "best", "stable", "watched"]
+    assert manifest.domains.keys() == {"code"}

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from axiond.manifest.diff import changes, route_changes, server_changes
-from axiond.manifest.spec import Change, ModelSpec, Route, Server, change_of
+from axiond.manifest.diff import auto_changes, changes, domain_changes, route_changes, server_changes
+from axiond.manifest.spec import Change, Manifest, ModelSpec, Route, Server, change_of
 from axiond.report import FieldChange
 
 BASE: dict[str, Any] = {"source": "a/b"}
@@ -19,7 +19,7 @@ def spec(**fields: Any) -> ModelSpec:
     return ModelSpec.model_validate(BASE | fields)
 
 
-GOLDEN = {"prompt": "p", "expect": "e", "max_tokens": 32, "min_tokens_per_s": None}
+GOLDEN = {"prompt": "p", "expect": "e"}
 CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[tuple[str, Any, Any, str]]]] = {
     "nothing": ({}, {}, []),
     "what the default is anyway": ({}, {"replicas": 1, "kv_cache": "1GiB"}, []),
@@ -73,19 +73,88 @@ def test_server_changes_mask_secrets() -> None:
     assert server_changes(old, old) == ()
 
 
-def test_routes_are_told_apart_by_name() -> None:
-    def route(name: str, weight: float = 1) -> Route:
-        return Route.model_validate({"name": name, "models": [{"model": "m", "weight": weight}]})
-
-    def share(weight: float) -> list[dict[str, Any]]:
-        return [{"model": "m", "weight": weight}]
-
-    assert route_changes([route("a"), route("b")], [route("b"), route("a")]) == ()
-    assert route_changes([route("a"), route("b")], [route("b", 2), route("c")]) == (
-        FieldChange(path="routes.a", old={"name": "a", "models": share(1), "fallback": []}, new=None, change="live"),
-        FieldChange(path="routes.b.models", old=share(1), new=share(2), change="live"),
-        FieldChange(path="routes.c", old=None, new={"name": "c", "models": share(1), "fallback": []}, change="live"),
+def test_key_groups_are_told_by_name_and_masked() -> None:
+    old, new = ({"key_groups": groups} for groups in ({"a": ["hunter2"], "b": ["k"]}, {"a": ["hunter3"], "b": ["k"], "c": ["x", "y"]}))
+    assert server_changes(Server.model_validate(old), Server.model_validate(new)) == (
+        FieldChange(path="server.key_groups.a", old=["**********"], new=["**********"], change="live"),
+        FieldChange(path="server.key_groups.c", old=None, new=["**********"] * 2, change="live"),
     )
+
+
+def routes(*entries: dict[str, Any]) -> tuple[Route, ...]:
+    return tuple(Route.model_validate({"models": ["m"], **entry}) for entry in entries)
+
+
+def live(path: str, old: Any, new: Any) -> FieldChange:
+    return FieldChange(path=path, old=old, new=new, change="live")
+
+
+A, B, C, M = {"name": "a"}, {"name": "b"}, {"name": "c"}, [{"model": "m"}]
+ROUTES: Mapping[str, tuple[tuple[Route, ...], tuple[Route, ...], list[FieldChange]]] = {
+    "nothing": (routes(A, B), routes(A, B), []),
+    "one more, last": (routes(A), routes(A, B), [live("routes.b", None, {"name": "b", "models": M})]),
+    "one less": (routes(A, B, C), routes(A, C), [live("routes.b", {"name": "b", "models": M}, None)]),
+    "one more before": (
+        routes(A),
+        routes(B, A),
+        [live("routes", ["a"], ["b", "a"]), live("routes.b", None, {"name": "b", "models": M})],
+    ),
+    "order": (routes(A, B, C), routes(A, C, B), [live("routes", ["a", "b", "c"], ["a", "c", "b"])]),
+    "another name": (
+        routes(A),
+        routes(B),
+        [live("routes.a", {"name": "a", "models": M}, None), live("routes.b", None, {"name": "b", "models": M})],
+    ),
+    "an action": (
+        routes(A | {"models": [{"model": "m", "weight": 1}]}),
+        routes(A | {"models": ["m", "n"], "timeout": "3s"}),
+        [
+            live("routes.a.models", [{"model": "m", "weight": 1.0}], [{"model": "m"}, {"model": "n"}]),
+            live("routes.a.timeout", None, 3.0),
+        ],
+    ),
+    "a condition comes": (routes(A), routes(A | {"when": {"stream": True}}), [live("routes.a.when", None, {"stream": True})]),
+    "a condition is changed": (
+        routes(A | {"when": {"stream": True, "headers": {"x": "1"}}}),
+        routes(A | {"when": {"path": ["/v1/*"], "headers": {"x": "2"}}}),
+        [
+            live("routes.a.when.path", [], ["/v1/*"]),
+            live("routes.a.when.headers.x", "1", "2"),
+            live("routes.a.when.stream", True, None),
+        ],
+    ),
+    "a key": (
+        routes(A | {"when": {"api_key": ["hunter2"]}}),
+        routes(A | {"when": {"api_key": ["hunter3"]}}),
+        [live("routes.a.when.api_key", ["**********"], ["**********"])],
+    ),
+    "a key in a condition that comes": (
+        routes(A),
+        routes(A | {"when": {"api_key": ["hunter2"]}}),
+        [live("routes.a.when", None, {"api_key": ["**********"]})],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in ROUTES.items()])
+def test_routes_are_told_apart_by_name_and_their_order_counts(case: tuple[tuple[Route, ...], tuple[Route, ...], list[FieldChange]]) -> None:
+    old, new, expected = case
+    assert route_changes(old, new) == tuple(expected)
+
+
+def test_domains_and_scores_are_told_field_by_field() -> None:
+    old = Manifest.model_validate({"domains": {"a": {"keywords": ["x"]}, "b": {"description": "b"}}})
+    new = Manifest.model_validate(
+        {"domains": {"a": {"keywords": ["y"]}, "c": {"examples": ["c"]}}, "semantic": {"threshold": 0.5}, "auto": {"residency": False}}
+    )
+    assert domain_changes(old, new) == (
+        live("domains.a.keywords", ["x"], ["y"]),
+        live("domains.b", {"description": "b"}, None),
+        live("domains.c", None, {"examples": ["c"]}),
+        live("semantic.threshold", 0.3, 0.5),
+    )
+    assert auto_changes(old.auto, new.auto) == (live("auto.residency", True, False),)
+    assert (domain_changes(new, new), auto_changes(new.auto, new.auto)) == ((), ())
 
 
 NAMES = st.lists(st.from_regex(r"\A[a-z][a-z0-9._-]{0,5}\Z"), max_size=3).map(tuple)
@@ -125,6 +194,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "min_resident": st.floats(0, 9999) | st.sampled_from(["45s", "10m"]),
     "pin": st.booleans(),
     "max_in_flight": st.none() | st.integers(1, 99),
+    "fit": st.dictionaries(st.from_regex(r"\A[a-z]{1,3}\Z"), st.floats(0, 1), max_size=2),
+    "cost": st.floats(0, 99),
     "memory_ceiling": st.none() | st.integers(2**26, 2**40),
     "lora": st.dictionaries(st.from_regex(r"\A[a-z]{1,3}\Z"), TEXTS, max_size=2),
     "chat_template": st.none() | TEXTS,

@@ -143,10 +143,6 @@ FIELDS = {
         "3:24: models.small.engine_args.a[1]: is not a finite number of ordinary size",
     ),
     "beyond 64 bits": (f"{SMALL}priority = {2**63}\n", "3:1: models.small.priority: is not a finite number of ordinary size"),
-    "weights": (
-        f'{SMALL}[[routes]]\nname = "r"\nmodels = [{{model = "small", weight = 0}}]\n',
-        "3:3: routes[0]: at least one weight must be above 0",
-    ),
     "source": (
         '[models.a]\nsource = "a b"\n',
         "2:1: models.a.source: not a path (start it with / or ./), a Hugging Face repository id (OWNER/NAME) or pypi:PACKAGE#FILE",
