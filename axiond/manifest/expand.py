@@ -116,7 +116,7 @@ def anchor_paths(data: dict[str, Any], folder: Path) -> None:
     if isinstance(server, dict):
         _anchor(server, SERVER_PATHS, folder, lambda _: True)
     if isinstance(semantic := data.get("semantic"), dict):
-        _anchor(semantic, ("embedding_model",), folder, lambda text: not text.startswith(("pypi:", "~")))
+        _anchor(semantic, ("embedding_model",), folder, is_relative_source)
     for model in _models(data):
         _anchor(model, ("source",), folder, is_relative_source)
         _anchor(model, ("chat_template",), folder, lambda text: text.startswith(("./", "../")))
