@@ -27,7 +27,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One request, as rules see it. *headers* are case-insensitive; *client* is the API key or the address."""
+    """One request, as rules see it. *headers* are case-insensitive; *key* and *client*, which is the key or the address, are digests."""
 
     requested: str
     path: str = "/v1/chat/completions"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from axiond.manifest.routes import Route
 from axiond.routing.decision import Features, Prompt
+from axiond.routing.sticky import digest
 
 AUTO = "auto"
 
@@ -74,4 +75,4 @@ def features(
         body: JSON; None where there is none.
         needs: what to read out of the body.
     """
-    return Features(requested, path, headers, client, key, key_group, prompt=Prompt())
+    return Features(requested, path, headers, digest(client), digest(key), key_group, prompt=Prompt())

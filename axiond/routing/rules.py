@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from axiond.manifest.routes import Auto, Route
 from axiond.manifest.spec import Manifest
 from axiond.routing.choose import candidates, draw_model, known_models
-from axiond.routing.conditions import Test, conditions, digest, identity, names_in
+from axiond.routing.conditions import Test, conditions, identity, names_in
 from axiond.routing.decision import Answer, Decision, Features, Question, Trace
 from axiond.routing.features import Needs, needs_of
-from axiond.routing.sticky import share_of
+from axiond.routing.sticky import digest, share_of
 from axiond.routing.table import RouteTable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Rules:
     auto: Auto = field(default_factory=Auto)
     index: "SemanticIndex | None" = None
     names: tuple[str, ...] = ()
-    groups: Mapping[bytes, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, index: "SemanticIndex | None" = None) -> "Rules":
