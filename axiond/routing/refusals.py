@@ -1,7 +1,7 @@
 """What a request is told that gets no engine."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from axiond.errors import QueueError, RequestError
 from axiond.reconcile.state import EngineKey
@@ -13,6 +13,14 @@ def unavailable(pool: Pool, failed: Collection[EngineKey]) -> RequestError:
     reason = pool.reason or (f"{', '.join(map(str, failed))} failed" if failed else "no engine is running")
     code = "engine_failed" if failed else "model_unavailable"
     return RequestError(503, code, f"Model `{pool.model}` cannot answer now: {reason}", retry_after_s=pool.retry_after_s)
+
+
+def none_left(refused: Sequence[RequestError]) -> RequestError:
+    """The first model's refusal, with what the others said."""
+    first, *others = refused
+    if others:
+        first.message += " Fallbacks could not answer either: " + " ".join(other.message for other in others)
+    return first
 
 
 def full(pool: Pool, place: Place, waiting: int) -> QueueError:
@@ -30,6 +38,14 @@ def hopeless(pool: Pool, place: Place, patience_s: float) -> QueueError:
         f"at position {place.position} of the queue; its X-Request-Timeout leaves {patience_s:.3g} s."
     )
     return _refuse(pool, place, 504, "deadline_unreachable", "hopeless", message)
+
+
+def slow(pool: Pool, place: Place, most_s: float) -> QueueError:
+    message = (
+        f"The turn of this request for model `{pool.model}` would come in about {place.estimate_s:.0f} s, "
+        f"at position {place.position} of the queue; its route lets it wait {most_s:g} s."
+    )
+    return _refuse(pool, place, 429, "wait_too_long", "slow", message)
 
 
 def timed_out(pool: Pool, place: Place, patience_s: float | None, waited_s: float) -> QueueError:

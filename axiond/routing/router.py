@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from axiond.engine.engine import Endpoint
-from axiond.errors import RequestError
+from axiond.errors import QueueError, RequestError
+from axiond.manifest.routes import Failure
 from axiond.reconcile.state import Demand, EngineKey
 from axiond.routing import refusals
 from axiond.routing.choose import Load, candidates, pick, slots
@@ -22,7 +23,11 @@ class Router:
 
     A request leases its engine, not the generation: draining is per engine, and an engine that two generations share
     has nothing to wait for. A request that waits follows later tables, so the ones held during a swap go to whichever
-    engine is routed next; it stands in the queue of every model that may answer it.
+    engine is routed next.
+
+    Of several models the first that may answer does. A later one is taken only for a reason that the request allows:
+    "error", the one before has no engine; "overload", its queue is full or its turn would come too late. A model that has
+    engines and is merely busy is waited for. One whose engine is on its way is passed, but its queue is stood in too.
 
     Args:
         on_change: called when an engine's last request ends or a lazy model without engine is asked for.
@@ -52,7 +57,7 @@ class Router:
         old, self._queues = {model: list(queue) for model, queue in self._queues.items()}, {}
         for ticket in (ticket for model, queue in old.items() for ticket in queue if ticket.model == model):
             try:
-                found = self._look(ticket.asked, (), ticket.models)
+                found = self._look(ticket.asked, (), ticket)
             except RequestError as error:
                 ticket.end(error)
             else:
@@ -125,21 +130,61 @@ class Router:
         if key.model in self._queues:
             self._serve(key.model)
 
-    def _look(self, asked: Asked, failed: Collection[EngineKey], known: Collection[str] = ()) -> Lease | list[Pool]:
-        """A lease, or the pools whose queues to stand in, at least one; *known* are those that it stands in already."""
-        pools = [self.table.pools[model] for model in candidates(self.table, asked.name, asked.draw)]
+    def _look(self, asked: Asked, failed: Collection[EngineKey], ticket: Ticket | None = None) -> Lease | list[Pool]:
+        """
+        A lease, or the pools whose queues to stand in, at least one. *ticket* stands in queues already.
+
+        A model with engines is waited for, unless it is overloaded. One without any is passed for an error, but its queue
+        is stood in as well if an engine is on its way: whichever is ready first answers.
+        """
+        refused: list[RequestError] = []
         queues: list[Pool] = []
-        for pool in pools:
+        for pool in self._pools(asked):
             if endpoint := self._free_endpoint(pool, asked, failed):
                 return self._grant(pool, endpoint, asked)
-            is_cold = pool.is_lazy and not pool.endpoints
-            if is_cold and not queues and pool.model not in known:
+            if pool.is_lazy and not (pool.endpoints or queues or (ticket and pool.model in ticket.models)):
                 self._wake(pool.model)
-            if pool.endpoints or pool.is_coming or (is_cold and not queues and not pool.reason):
+            refusal = self._refusal(pool, asked, failed, ticket, may_wake=not queues)
+            if refusal is None:
                 queues.append(pool)
-        if failed or not queues:
-            raise refusals.unavailable(pools[0], failed)
+            else:
+                refused.append(refusal)
+            reason: Failure = "overload" if isinstance(refusal, QueueError) else "error"
+            if reason not in asked.fallback_on or (refusal is None and pool.endpoints):
+                break
+            asked.passed[pool.model] = reason
+        if not queues:
+            raise refusals.none_left(refused)
         return queues
+
+    def _refusal(
+        self, pool: Pool, asked: Asked, failed: Collection[EngineKey], ticket: Ticket | None, *, may_wake: bool
+    ) -> RequestError | None:
+        """Why not to stand in the queue of *pool*."""
+        is_woken = may_wake and pool.is_lazy and not pool.reason
+        if failed or not (pool.endpoints or pool.is_coming or is_woken):
+            return refusals.unavailable(pool, failed)
+        return None if ticket else self._overload(pool, asked)
+
+    def _overload(self, pool: Pool, asked: Asked) -> QueueError | None:
+        """Why a newcomer gets no place in the queue of *pool*."""
+        queue, client = self._queues.get(pool.model) or FairQueue[Ticket](), asked.client
+        position = queue.position(client)
+        place = Place(position, self._estimate_s(pool.model, position))
+        estimate_s = place.estimate_s or 0.0
+        if asked.patience_s is not None and estimate_s > asked.patience_s:
+            return refusals.hopeless(pool, place, asked.patience_s)
+        if asked.max_wait_s is not None and estimate_s > asked.max_wait_s:
+            return refusals.slow(pool, place, asked.max_wait_s)
+        if len(queue) >= self.table.max_queue and queue.longest()[1] <= queue.count(client) + 1:
+            return refusals.full(pool, place, len(queue))
+        return None
+
+    def _pools(self, asked: Asked) -> list[Pool]:
+        """Those that may answer, best first; at least one."""
+        pools = self.table.pools
+        decided = [pools[model] for model in asked.models if model in pools]
+        return decided or [pools[model] for model in candidates(self.table, asked.name, asked.draw)]
 
     def _free_endpoint(self, pool: Pool, asked: Asked, failed: Collection[EngineKey]) -> Endpoint | None:
         """The engine that a newcomer may have now: any if it need not take turns, else one with room that nobody waits for."""
@@ -173,24 +218,16 @@ class Router:
             ticket.end(self._grant(pool, endpoint, ticket.asked))
 
     def _enqueue(self, asked: Asked, pools: Sequence[Pool]) -> Ticket:
-        pool, client = pools[0], asked.client
-        queue = self._queues.get(pool.model) or FairQueue[Ticket]()
-        position = queue.position(client)
-        place = Place(position, self._estimate_s(pool.model, position))
-        if asked.patience_s is not None and place.estimate_s is not None and place.estimate_s > asked.patience_s:
-            raise refusals.hopeless(pool, place, asked.patience_s)
-        if len(queue) >= self.table.max_queue:
-            self._make_place(queue, pool, place, client)
+        for pool in pools:
+            if (queue := self._queues.get(pool.model)) and len(queue) >= self.table.max_queue:
+                self._make_place(queue, pool)
         ticket = Ticket(self, asked, self._now(), self.table.queue_timeout_s)
         self._stand(ticket, pools)
         return ticket
 
-    def _make_place(self, queue: FairQueue[Ticket], pool: Pool, place: Place, client: str) -> None:
+    def _make_place(self, queue: FairQueue[Ticket], pool: Pool) -> None:
         """A client with fewer waiting takes the last place of the one with the most, so that no client can fill a queue for all."""
-        longest, count = queue.longest()
-        if count <= queue.count(client) + 1:
-            raise refusals.full(pool, place, len(queue))
-        last = queue.latest(longest)
+        last = queue.latest(queue.longest()[0])
         refusal = refusals.displaced(pool, self.place(last))
         self.leave(last)
         last.end(refusal)

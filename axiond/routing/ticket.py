@@ -1,14 +1,17 @@
 """What a request holds: the lease of an engine, or a ticket for one."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
+from axiond.manifest.routes import Failure
 from axiond.routing.choose import Load
 from axiond.routing.table import Pool
+
+ANY_FAILURE: frozenset[Failure] = frozenset(("error", "overload", "timeout"))
 
 
 @dataclass(slots=True)
@@ -19,6 +22,10 @@ class Asked:
     *draw* in [0, 1) is the same for every attempt of one request. *client* is who takes turns with others. *is_light*: the
     engine's scheduler has nothing to do with it, so neither has its limit. *patience_s*: how long it can wait; None: as
     long as the server lets it.
+
+    *models* are those that may answer it, best first, as decided; where none of them exists, *name* tells. A later one is
+    taken for a reason in *fallback_on* only. A model whose turn is expected later than in *max_wait_s* is overloaded.
+    *passed* is where the router notes which models it went past, and why.
     """
 
     name: str
@@ -26,6 +33,10 @@ class Asked:
     client: str = ""
     is_light: bool = False
     patience_s: float | None = None
+    models: tuple[str, ...] = ()
+    fallback_on: frozenset[Failure] = ANY_FAILURE
+    max_wait_s: float | None = None
+    passed: dict[str, Failure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

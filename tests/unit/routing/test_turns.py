@@ -213,8 +213,8 @@ async def test_who_waits_is_told_when_its_model_is_gone(desk: Desk) -> None:
 
 async def test_a_route_waits_for_whichever_model_is_free_first(desk: Desk) -> None:
     route = Route(name="r", models=(Weighted(model="m"),), fallback=("other",))
-    desk.router.publish(table(pool(A), pool(OTHER, model="other"), routes=(route,)))
-    for name in ("a0", "a1", "a2"):
+    desk.router.publish(table(pool(is_coming=True), pool(OTHER, model="other"), routes=(route,)))
+    for name in ("a1", "a2"):
         desk.ask(name, "r")
     assert (desk.places(), desk.router.queued("m"), desk.router.queued("other")) == ({"a2": 1}, 1, 1)
     desk.ask("b0", "other")
