@@ -46,6 +46,17 @@ class ManifestError(AxiondError):
         return "\n".join(map(str, self.problems))
 
 
+class DomainsError(AxiondError):
+    """The domains of a manifest could not be prepared. *at* is the key path of what is to blame."""
+
+    def __init__(self, at: tuple[str | int, ...], problem: str, remedy: str) -> None:
+        self.at, self.problem, self.remedy = at, problem, remedy
+        super().__init__(at, problem, remedy)
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.at))}: {self.problem} ({self.remedy})"
+
+
 class StoreError(AxiondError):
     """The last good manifest could not be kept."""
 

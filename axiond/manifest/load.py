@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ class Loaded:
     manifest: Manifest
     etag: str
     files: tuple[Path, ...]
+    _merged: Merged = field(repr=False, compare=False)
+
+    def refusal(self, at: KeyPath, what: str, remedy: str = "") -> ManifestError:
+        """What to raise when something that stands at the key path *at* turns out to be wrong later."""
+        return ManifestError(_place(list(_find(self._merged, [(at, what, remedy, None)]))), self.files)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
@@ -66,7 +71,7 @@ def _load(root: Path, given: Mapping[Path, bytes], environ: Mapping[str, str]) -
     problems = [*gathered.problems, *_place(list(islice(_distinct(findings), MAX_PROBLEMS + 1)))]
     if manifest is None or problems:
         raise ManifestError(_limit(problems, root), tuple(files.named))
-    return Loaded(manifest, files.etag(), tuple(files.named))
+    return Loaded(manifest, files.etag(), tuple(files.named), merged)
 
 
 Unplaced = tuple[KeyPath, str, str, KeyPath | None]

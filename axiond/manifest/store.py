@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from axiond.errors import StoreError
 from axiond.manifest.files import Unreadable, read_file, replace_file
@@ -84,5 +84,13 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def _dump(manifest: Manifest) -> dict[str, Any]:
     """As `model_dump()`, with the API keys themselves: they have to be served again."""
     content = manifest.model_dump(mode="json")
-    content["server"]["api_keys"] = [key.get_secret_value() for key in manifest.server.api_keys]
+    content["server"]["api_keys"] = _plain(manifest.server.api_keys)
+    content["server"]["key_groups"] = {group: _plain(keys) for group, keys in manifest.server.key_groups.items()}
+    for written, route in zip(content["routes"], manifest.routes, strict=True):
+        if route.when:
+            written["when"]["api_key"] = _plain(route.when.api_key)
     return content
+
+
+def _plain(keys: Iterable[SecretStr]) -> list[str]:
+    return [key.get_secret_value() for key in keys]

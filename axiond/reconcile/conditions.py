@@ -16,7 +16,7 @@ Statement = tuple[Literal["True", "False", "Unknown"], str, str]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the conditions are read off: *refusal* is why the newest manifest was not accepted."""
+    """What the conditions are read off: *refusal* is why the newest manifest was not accepted, *lack* what is done without."""
 
     desired: Target
     observed: Observed
@@ -25,6 +25,7 @@ class Facts:
     refusal: str = ""
     rejection: RejectionReport | None = None
     restart_fields: tuple[str, ...] = ()
+    lack: str = ""
 
 
 def unsettled(desired: Target, observed: Observed, now: float) -> tuple[str, ...]:
@@ -84,7 +85,7 @@ def statements(facts: Facts) -> Mapping[ConditionType, Statement]:
     wrong = troubles(facts.observed, facts.now_s)
     missing = unserved(facts.observed)
     restart = ", ".join(facts.restart_fields)
-    degraded = [*wrong]
+    degraded = [*wrong, *([facts.lack] if facts.lack else [])]
     if facts.refusal:
         degraded.append("the newest manifest was refused; the last good one is served")
     if restart:

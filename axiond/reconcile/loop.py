@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from axiond import log
 from axiond.engine.engine import Endpoint
@@ -25,6 +26,9 @@ from axiond.report import Condition, RejectionReport, ReloadReport
 from axiond.resources.estimate import Prediction, predict, processes_of
 from axiond.resources.memory import Memory
 from axiond.routing.router import Router
+
+if TYPE_CHECKING:
+    from axiond.semantic.index import SemanticIndex
 
 WHOLE = "100%"
 
@@ -78,20 +82,33 @@ class Reconciler:
         self._changed_at = 0.0
         self._started_at = int(time.time())
 
-    def resume(self, number: int, etag: str, manifest: Manifest) -> None:
-        """Take up a generation from an earlier life of the daemon as the last good one."""
-        self.serving = self.desired = Generation.of(number, etag, manifest)
+    def resume(self, number: int, etag: str, manifest: Manifest, index: "SemanticIndex | None" = None, *, lack: str = "") -> None:
+        """Take up a generation from an earlier life of the daemon as the last good one; *index* and *lack* as of `submit()`."""
+        self.serving = self.desired = Generation.of(number, etag, manifest, index, lack)
         self.newest_number, self.newest_etag, self._changed_at = number, etag, self._world.now()
         self._wake.set()
 
-    def submit(self, etag: str, manifest: Manifest, *, again: bool = False) -> int:
-        """Want this manifest; return its generation. One that is wanted already is a new generation only if *again* and it failed."""
-        is_known = etag == self.newest_etag and self.desired is not None and not self.refusal
-        if is_known and not (again and (self.rejection or self._has_failures())):
+    def is_known(self, etag: str) -> bool:
+        """Whether this is the manifest that was last accepted, and nothing newer was refused."""
+        return etag == self.newest_etag and self.desired is not None and not self.refusal
+
+    def submit(self, etag: str, manifest: Manifest, index: "SemanticIndex | None" = None, *, lack: str = "", again: bool = False) -> int:
+        """
+        Want a manifest; return its generation.
+
+        Args:
+            etag: what tells it from others.
+            manifest: what is wanted.
+            index: what its domains are told by.
+            lack: what its rules have to do without, in words.
+            again: one that is wanted already is a new generation if it failed.
+        """
+        lacked = self.desired.lack if self.desired else ""
+        if self.is_known(etag) and lack == lacked and not (again and (self.rejection or self._has_failures())):
             return self.newest_number
         self._new_number(etag)
         self.refusal, self.rejection = "", None
-        self.desired = Generation.of(self.newest_number, etag, manifest)
+        self.desired = Generation.of(self.newest_number, etag, manifest, index, lack)
         self.executor.forget_lost_sources()
         self._events.emit(log.MANIFEST_WAS_ACCEPTED, generation=self.newest_number, models=len(manifest.models))
         return self.newest_number
@@ -210,7 +227,8 @@ class Reconciler:
         assert self.desired is not None
         observed = self.observe()
         self._refresh_table(observed, now)
-        facts = Facts(self.desired.target, observed, now, self.newest_number, self.refusal, self.rejection, self.restart_fields())
+        lack = self.serving.lack if self.serving else ""
+        facts = Facts(self.desired.target, observed, now, self.newest_number, self.refusal, self.rejection, self.restart_fields(), lack)
         before, self.conditions = self.conditions, conditions(self.conditions, facts, datetime.now(UTC))
         self._tell_changes(before)
         moving = unsettled(self.desired.target, observed, now)

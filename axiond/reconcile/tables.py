@@ -40,6 +40,7 @@ def route_table(
         max_queue=server.max_queue,
         queue_timeout_s=server.queue_timeout_s,
         api_keys=frozenset(key.get_secret_value() for keys in (server.api_keys, *server.key_groups.values()) for key in keys),
+        rules=generation.rules,
     )
 
 
