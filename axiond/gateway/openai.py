@@ -23,20 +23,10 @@ from axiond.gateway.waiting import wait_for_turn
 from axiond.manifest.spec import Server
 from axiond.reconcile.state import EngineKey
 from axiond.routing.choose import candidates, engine_name
+from axiond.routing.paths import FORM_PATHS, LIGHT_PATHS
 from axiond.routing.router import Router
 from axiond.routing.ticket import Asked, Lease
 
-JSON_PATHS = frozenset((
-    "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages",
-    "/v1/messages/count_tokens", "/v1/embeddings", "/v2/embed", "/rerank", "/v1/rerank", "/v2/rerank", "/score",
-    "/v1/score", "/tokenize", "/detokenize", "/pooling", "/classify", "/cohere/v2/chat", "/generative_scoring",
-    "/inference/v1/generate", "/v1/chat/completions/render", "/v1/completions/render", "/v1/messages/render",
-    "/v1/responses/render", "/v1/chat/completions/derender", "/v1/completions/derender",
-))  # fmt: skip
-FORM_PATHS = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
-LIGHT_PATHS = frozenset(("/tokenize", "/detokenize", "/v1/messages/count_tokens")) | {
-    path for path in JSON_PATHS if path.endswith(("/render", "/derender"))
-}
 STORED_RESPONSE = re.compile(r"/v1/responses/([A-Za-z0-9_.-]{1,128})(/cancel)?")
 MOST_ATTEMPTS = 3
 MOST_REMEMBERED = 10_000
@@ -68,7 +58,7 @@ class Passthrough:
 
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
         """
-        Answer a POST on `JSON_PATHS` or `FORM_PATHS`.
+        Answer a POST on one of `PATHS`.
 
         Raises:
             RequestError: nothing was sent yet.

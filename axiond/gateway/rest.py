@@ -20,10 +20,11 @@ from axiond.gateway.exchange import CLIENT_GONE, Exchange
 from axiond.gateway.headers import SERVER
 from axiond.gateway.listing import list_models, not_ready_because, show_model
 from axiond.gateway.metrics import Metrics
-from axiond.gateway.openai import FORM_PATHS, JSON_PATHS, STORED_RESPONSE, Passthrough
+from axiond.gateway.openai import STORED_RESPONSE, Passthrough
 from axiond.gateway.relay import break_off
 from axiond.gateway.upstream import Upstreams
 from axiond.manifest.spec import Server
+from axiond.routing.paths import PATHS
 from axiond.routing.router import Router
 
 OPEN_PATHS = frozenset(("/healthz", "/readyz", "/metrics"))
@@ -98,7 +99,7 @@ class Rest:
             exchange.client = authorize(request.headers, self._router.table.api_keys) or request.remote or ""
             if (timeout := request.headers.get("X-Request-Timeout")) is not None:
                 exchange.ends_at = exchange.began_at + _deadline_s(timeout)
-        if path in JSON_PATHS or path in FORM_PATHS:
+        if path in PATHS:
             _allow(request, "POST")
             return await self._passthrough.answer(exchange)
         if stored := STORED_RESPONSE.fullmatch(path):
