@@ -1,11 +1,14 @@
 """What routing knows of a request: read from its path, headers, key and body, and only as far as a rule asks for it. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from axiond.manifest.routes import Route
 from axiond.routing.decision import Features, Prompt
+from axiond.routing.prompt import MOST_PARSED_BYTES, Said, parse
+from axiond.routing.skim import skim
 from axiond.routing.sticky import digest
+from axiond.routing.tokens import Tokens, prompt_tokens
 
 AUTO = "auto"
 
@@ -75,4 +78,36 @@ def features(
         body: JSON; None where there is none.
         needs: what to read out of the body.
     """
-    return Features(requested, path, headers, digest(client), digest(key), key_group, prompt=Prompt())
+    seen = Features(requested, path, headers, digest(client), digest(key), key_group)
+    if body is None or not needs.any_of(requested):
+        return seen
+    said = _read(body)
+    text = said.text() if needs.text or needs.language or (needs.auto and requested == AUTO) else ""
+    return replace(
+        seen,
+        is_stream=said.is_stream,
+        has_tools=said.has_tools,
+        has_images=said.has_images,
+        response_format=said.response_format,
+        prompt=_prompt(said, text, client, needs),
+    )
+
+
+def _read(body: bytes) -> Said:
+    if len(body) > MOST_PARSED_BYTES:
+        return skim(body)
+    try:
+        return parse(body)
+    except ValueError:
+        return skim(body)
+
+
+def _prompt(said: Said, text: str, client: str, needs: Needs) -> Prompt:
+    tokens = prompt_tokens(said) if needs.tokens else Tokens(0, 0, 0)
+    return Prompt(text, tokens.estimate, tokens.least, tokens.most, _conversation(said, client) if needs.conversation else "")
+
+
+def _conversation(said: Said, client: str) -> str:
+    """A name that the client gives counts for this client alone; without one, a conversation is known by its beginning."""
+    begins = said.conversation or said.beginning()
+    return digest(f"{client}\0{begins}") if begins else ""

@@ -1,0 +1,187 @@
+"""
+What a request's body says: its text, its flags, and what its conversation begins with. Pure.
+
+Bodies of the usual size are decoded, but only the fields below. Larger ones, and those that do not decode, are skimmed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+MOST_PARSED_BYTES = 2**18
+MOST_CHARS = 16_384
+ENOUGH_CHARS = 200
+CONVERSATION_CHARS = 512
+IMAGE_TYPES = frozenset({"image_url", "input_image", "image", "image_pil", "image_embeds"})
+
+_HEAD_CHARS, _MIDDLE_CHARS, _TAIL_CHARS = MOST_CHARS // 2, MOST_CHARS // 4, MOST_CHARS // 4 - 2
+
+
+@dataclass(slots=True)
+class Said:
+    """
+    What was read.
+
+    *turns* are role and text, in their order; *rest* is text of no turn, like tools. *token_ids* counts what was given as
+    numbers. *conversation* is the name that the client gives it. Of a long body *unread_bytes* are missing.
+    """
+
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    is_chat: bool = False
+    token_ids: int = 0
+    is_stream: bool = False
+    has_tools: bool = False
+    has_images: bool = False
+    response_format: str = "text"
+    conversation: str = ""
+    unread_bytes: int = 0
+
+    def text(self) -> str:
+        """What the user said last, and of the turns before so many that it is not just "go on"; sampled where it is long."""
+        spoken = [text for role, text in self.turns if role == "user" and text] or [text for _, text in self.turns if text]
+        taken: list[str] = []
+        chars = 0
+        for text in reversed(spoken):
+            taken.append(sample(text))
+            chars += len(text)
+            if chars >= ENOUGH_CHARS:
+                break
+        return sample("\n".join(reversed(taken)))
+
+    def beginning(self) -> str:
+        """What stays the same from turn to turn: how the system prompt begins, and what the user said first."""
+        first = {role: text[:CONVERSATION_CHARS] for role, text in reversed(self.turns) if role in ("system", "user")}
+        return f"{first.get('system', '')}\0{first['user']}" if "user" in first else ""
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    content: "str | list[_Part | str] | None" = None
+
+
+_Content = str | list[_Part | str] | None
+
+
+class _Turn(msgspec.Struct):
+    role: str = ""
+    content: _Content = None
+    output: _Content = None
+    tool_calls: msgspec.Raw = msgspec.Raw()
+
+
+class _Kind(msgspec.Struct):
+    type: str = "text"
+
+
+class _Format(msgspec.Struct):
+    format: _Kind | None = None
+
+
+class _Id(msgspec.Struct):
+    id: str = ""
+
+
+class _Body(msgspec.Struct):
+    """The fields of all dialects: only `text` means several things."""
+
+    messages: list[_Turn] = []
+    system: _Content = None
+    instructions: _Content = None
+    input: str | list[str | int | list[int] | _Turn] | None = None
+    prompt: str | list[str | int | list[int]] | None = None
+    query: str | None = None
+    stream: bool | None = None
+    tools: msgspec.Raw = msgspec.Raw()
+    functions: msgspec.Raw = msgspec.Raw()
+    response_format: _Kind | None = None
+    output_format: _Kind | None = None
+    text: _Format | str | list[str] | None = None
+    conversation: _Id | str | None = None
+    prompt_cache_key: str | None = None
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_NOTHING = (b"", b"null", b"[]")
+
+
+def parse(body: bytes) -> Said:
+    """
+    What a body of the usual size says.
+
+    Raises:
+        ValueError: it is not what any dialect sends.
+    """
+    try:
+        return _said(_BODY.decode(body))
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def sample(text: str) -> str:
+    """Head, middle and tail of a long text."""
+    if len(text) <= MOST_CHARS:
+        return text
+    middle = (len(text) - _MIDDLE_CHARS) // 2
+    return f"{text[:_HEAD_CHARS]}\n{text[middle : middle + _MIDDLE_CHARS]}\n{text[-_TAIL_CHARS:]}"
+
+
+def _said(body: _Body) -> Said:
+    said = Said(is_chat=bool(body.messages), is_stream=body.stream or False)
+    for content in (body.system, body.instructions):
+        _add_turn(said, "system", content)
+    for turn in body.messages:
+        _add_turn(said, turn.role, turn.content)
+        if turn.tool_calls:
+            said.rest.append(bytes(turn.tool_calls).decode())
+    _add_prompt(said, body.input)
+    _add_prompt(said, body.prompt)
+    _add_prompt(said, body.query)
+    tools = [raw for raw in (body.tools, body.functions) if bytes(raw) not in _NOTHING]
+    said.has_tools = bool(tools)
+    said.rest += (bytes(raw).decode() for raw in tools)
+    said.response_format = _format(body)
+    named = body.conversation.id if isinstance(body.conversation, _Id) else body.conversation
+    said.conversation = named or body.prompt_cache_key or ""
+    return said
+
+
+def _add_turn(said: Said, role: str, content: _Content) -> None:
+    text = content if isinstance(content, str) else "\n".join(_texts(said, content or ()))
+    if text:
+        said.turns.append(("system" if role == "developer" else role, text))
+
+
+def _add_prompt(said: Said, prompt: str | list[str | int | list[int] | _Turn] | list[str | int | list[int]] | None) -> None:
+    for entry in [prompt] if isinstance(prompt, str) else prompt or ():
+        match entry:
+            case str():
+                _add_turn(said, "user", entry)
+            case int():
+                said.token_ids += 1
+            case list():
+                said.token_ids += len(entry)
+            case _Turn():
+                said.is_chat = True
+                _add_turn(said, entry.role, entry.content)
+                _add_turn(said, "tool", entry.output)
+
+
+def _texts(said: Said, parts: Iterable[_Part | str]) -> Iterator[str]:
+    """The texts of *parts*; notes images on the way."""
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+            continue
+        said.has_images |= part.type in IMAGE_TYPES
+        if part.text:
+            yield part.text
+        if part.content:  # what a tool found is not what the user said
+            said.rest += (part.content,) if isinstance(part.content, str) else _texts(said, part.content)
+
+
+def _format(body: _Body) -> str:
+    kind = body.response_format or body.output_format or (body.text.format if isinstance(body.text, _Format) else None)
+    return kind.type if kind else "text"

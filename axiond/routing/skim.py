@@ -1,0 +1,110 @@
+"""What can be told of a body that is too long to be decoded, or cannot be: from its beginning, its middle and its end. Pure."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from axiond.routing.prompt import IMAGE_TYPES, Said
+
+WINDOW_BYTES = 2**16
+_MIDDLE_BYTES = 2**12
+_LONGEST_WORD = 1000
+
+_STRING = r'(?P<value>(?:[^"\\]++|\\.)*+)(?P<end>"?)'
+# Inside a string every quote has a backslash before it, so this finds keys only, on whatever level.
+_FIELDS = re.compile(
+    rf'"(?P<key>role|type|content|text|input|prompt|query|system|instructions|conversation|prompt_cache_key)"\s*+:\s*+\[?\s*+"{_STRING}',
+    re.DOTALL,
+)
+_REST_OF_STRING = re.compile(r'((?:[^"\\]++|\\.)*+)(?:"\s*+[,}\]]|\Z)', re.DOTALL)
+_STREAM = re.compile(r'"stream"\s*+:\s*+true')
+_TOOLS = re.compile(r'"(?:tools|functions)"\s*+:\s*+\[\s*+\{')
+_FORMAT = re.compile(r'"(?:response_format|output_format|format)"\s*+:\s*+\{\s*+"type"\s*+:\s*+"(text|json_object|json_schema)"')
+_IS_CHAT = re.compile(r'"role"\s*+:')
+_CUT_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+_LIKE_SYSTEM = frozenset({"system", "instructions"})
+
+
+@dataclass(slots=True)
+class _Field:
+    key: str
+    value: str
+    is_whole: bool
+
+
+def skim(body: bytes) -> Said:
+    """What *body* seems to say; never raises, and takes no longer for a longer one."""
+    head = body[:WINDOW_BYTES].decode("utf-8", "ignore")
+    tail_starts = _outside_escape(body, max(len(head.encode()), len(body) - WINDOW_BYTES))
+    tail = body[tail_starts:].decode("utf-8", "ignore")
+    windows = (head, tail)
+    said = Said(unread_bytes=max(0, tail_starts - len(head.encode())))
+    said.is_stream = any(_STREAM.search(window) for window in windows)
+    said.has_tools = any(_TOOLS.search(window) for window in windows)
+    said.is_chat = any(_IS_CHAT.search(window) for window in windows)
+    said.response_format = next((found[1] for window in windows if (found := _FORMAT.search(window))), "text")
+    begun = list(_fields(head))
+    rest = _REST_OF_STRING.match(tail) if begun and not begun[-1].is_whole else None
+    if rest and not _is_data(rest[1]):
+        begun[-1].value += f"\n{_middle(body)}\n{_unescape(rest[1])}"
+    _take(said, [*begun, *_fields(tail)])
+    return said
+
+
+def _fields(window: str) -> Iterator[_Field]:
+    for found in _FIELDS.finditer(window):
+        yield _Field(found["key"], _unescape(found["value"]), bool(found["end"]))
+
+
+def _take(said: Said, fields: list[_Field]) -> None:
+    """Sort *fields* into turns. Some clients write the role of a turn first, some last."""
+    is_role_first = next((found.key == "role" for found in fields if found.key in ("role", "content", "text")), True)
+    role = "user"
+    roleless = 0
+    for found in fields:
+        match found.key:
+            case "role":
+                role = "system" if found.value == "developer" else found.value
+                if not is_role_first:
+                    said.turns[roleless:] = [(role, text) for _, text in said.turns[roleless:]]
+                    roleless = len(said.turns)
+            case "type":
+                said.has_images |= found.value in IMAGE_TYPES
+            case "conversation" | "prompt_cache_key":
+                said.conversation = said.conversation or found.value
+            case "system" | "instructions":
+                said.turns.insert(0, ("system", found.value))
+            case _:
+                said.turns.append((role, found.value))
+
+
+def _middle(body: bytes) -> str:
+    start = _outside_escape(body, (len(body) - _MIDDLE_BYTES) // 2)
+    text = body[start : start + _MIDDLE_BYTES].decode("utf-8", "ignore")
+    return "" if _is_data(text) else _unescape(text.replace('"', " ").replace("\\ ", " "))
+
+
+def _outside_escape(body: bytes, at: int) -> int:
+    """The first place from *at* on where no escape is cut through."""
+    escape = body.rfind(b"\\u", max(0, at - 5), at)
+    if escape >= 0:
+        at = escape + 6
+    slashes = at - len(body[max(0, at - 64) : at].rstrip(b"\\")) - max(0, at - 64)
+    return at + slashes % 2
+
+
+def _is_data(text: str) -> bool:
+    """Whether *text* is an encoded file: no language writes so long without a break."""
+    return len(text) > _LONGEST_WORD and text.isascii() and " " not in text[:_LONGEST_WORD] and "\\n" not in text[:_LONGEST_WORD]
+
+
+def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
+    text = _CUT_ESCAPE.sub("", text)
+    try:
+        plain = str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text.replace("\\n", "\n").replace("\\", "")
+    return plain.encode("utf-8", "replace").decode()
