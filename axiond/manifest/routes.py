@@ -1,6 +1,7 @@
 """The tables that decide which model answers a request: routes, domains, and how models are scored. All of it is `live`."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, SecretStr, StringConstraints
@@ -63,6 +64,36 @@ class Shadow(Spec):
     percent: float = live(100.0, "Share of the requests that are copied, in percent.", gt=0, le=100)
 
 
+class Sampling(Spec):
+    """What the engine is asked for where a request says nothing; a field that is unset is left to the engine."""
+
+    temperature: float | None = live(None, "0 for always the likeliest token.", ge=0, le=2)
+    top_p: float | None = live(None, "Tokens of this much probability together are drawn from.", gt=0, le=1)
+    top_k: int | None = live(None, "So many of the likeliest tokens are drawn from; 0 for all.", ge=-1)
+    min_p: float | None = live(None, "Least probability of a token that is drawn, relative to the likeliest.", ge=0, le=1)
+    max_tokens: int | None = live(None, "Longest answer in tokens, by whatever name the path gives it.", ge=1)
+    min_tokens: int | None = live(None, "Shortest answer in tokens.", ge=0)
+    frequency_penalty: float | None = live(None, "Against tokens, for each time they were there.", ge=-2, le=2)
+    presence_penalty: float | None = live(None, "Against tokens that were there.", ge=-2, le=2)
+    repetition_penalty: float | None = live(None, "Above 1 against tokens that were there, the prompt included.", gt=0)
+    seed: int | None = live(None, "Makes draws repeatable.")
+    stop: Text | tuple[Text, ...] | None = live(None, "Texts that end the answer.")
+    stop_token_ids: tuple[int, ...] | None = live(None, "Tokens that end the answer.")
+    bad_words: tuple[Text, ...] | None = live(None, "Words that are never generated.")
+    logit_bias: Mapping[str, float] | None = live(None, "Added to the logits of tokens, by their number.")
+    ignore_eos: bool | None = live(None, "Go on after the end.")
+    skip_special_tokens: bool | None = live(None, "Leave special tokens out of the answer.")
+    include_stop_str_in_output: bool | None = live(None, "Leave the text that ended the answer in it.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = live(None, "How much the model thinks.")
+    thinking_token_budget: int | None = live(None, "Longest thinking in tokens.", ge=-1)
+    chat_template_kwargs: Mapping[str, Any] | None = live(None, "Settings of the chat template, like enable_thinking.")
+
+    @cached_property
+    def given(self) -> Mapping[str, Any]:
+        """What is set, as JSON has it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
 class SystemPrompt(Spec):
     text: Text = live(description="The system prompt.")
     mode: Literal["default", "prepend", "replace"] = live(
@@ -96,7 +127,7 @@ class Route(Spec):
     max_wait: Seconds | None = live(
         None, "Longest expected wait for a turn; a model with more is overloaded. Unset: when its queue is full."
     )
-    sampling: Mapping[str, Any] = live({}, "Sampling parameters for requests that do not give them, like temperature.")
+    sampling: Sampling = live(Sampling(), "Sampling parameters for requests that do not give them, like temperature.")
     system_prompt: SystemPrompt | None = live(None, "A system prompt for the requests.")
     refuse: Refusal | None = live(None, "Requests are not answered, but told so.")
 

@@ -123,6 +123,6 @@ def _decision(route: Route, features: Features, scene: Scene) -> Decision:
         timeout_s=route.timeout,
         max_wait_s=route.max_wait,
         shadow=route.shadow.model if route.shadow else "",
-        sampling=route.sampling,
+        sampling=route.sampling.given,
         system_prompt=route.system_prompt,
     )

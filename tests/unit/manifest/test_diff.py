@@ -113,6 +113,11 @@ ROUTES: Mapping[str, tuple[tuple[Route, ...], tuple[Route, ...], list[FieldChang
             live("routes.a.timeout", None, 3.0),
         ],
     ),
+    "a sampling parameter": (
+        routes(A | {"sampling": {"temperature": 1, "stop": "x"}}),
+        routes(A | {"sampling": {"temperature": 0.5, "stop": ["x"]}}),
+        [live("routes.a.sampling.temperature", 1.0, 0.5), live("routes.a.sampling.stop", "x", ["x"])],
+    ),
     "a condition comes": (routes(A), routes(A | {"when": {"stream": True}}), [live("routes.a.when", None, {"stream": True})]),
     "a condition is changed": (
         routes(A | {"when": {"stream": True, "headers": {"x": "1"}}}),

@@ -10,13 +10,13 @@ from jsonschema import Draft202012Validator
 
 from axiond.manifest.fields import CHANGE_KEY
 from axiond.manifest.load import parse
-from axiond.manifest.routes import Auto, Canary, Domain, Match, Refusal, Route, Semantic, Shadow, SystemPrompt, Weighted
+from axiond.manifest.routes import Auto, Canary, Domain, Match, Refusal, Route, Sampling, Semantic, Shadow, SystemPrompt, Weighted
 from axiond.manifest.schema import json_schema, leaves
 from axiond.manifest.spec import Change, ChunkedPrefill, GoldenPrompt, Kernels, Manifest, ModelSpec, Server, change_of
 
 SCHEMA = json_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
-ROUTING = (Route, Match, Weighted, Canary, Shadow, SystemPrompt, Refusal, Domain, Semantic, Auto)
+ROUTING = (Route, Match, Weighted, Canary, Shadow, Sampling, SystemPrompt, Refusal, Domain, Semantic, Auto)
 EXAMPLES = Path(__file__).parents[3] / "etc/axiond"
 
 
