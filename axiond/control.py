@@ -7,17 +7,19 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from axiond import __version__
+from axiond import __version__, log
+from axiond.boot import Boot
 from axiond.cpumap import cpus_report
 from axiond.engine.forkclient import ForkServer
-from axiond.errors import ManifestError, RequestError
+from axiond.errors import DomainsError, ManifestError, RequestError
 from axiond.events import Events
 from axiond.gateway.listing import pool_state
 from axiond.manifest.files import replace_file
-from axiond.manifest.load import load, parse
+from axiond.manifest.load import Loaded, load, parse
 from axiond.manifest.spec import Manifest
 from axiond.monitor import Monitor, Sample
 from axiond.placement import Placement
@@ -42,6 +44,10 @@ from axiond.resources.cores import differences
 from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
 from axiond.routing.table import Pool
+from axiond.semantic.prepare import Prepared, Semantics
+
+if TYPE_CHECKING:
+    from axiond.semantic.index import SemanticIndex
 
 
 class Control:
@@ -51,10 +57,14 @@ class Control:
     Every trigger (file event, SIGHUP, `axiond reload`, PUT) ends in `reload()`: one path, one order.
     """
 
-    def __init__(self, path: Path, reconciler: Reconciler, events: Events, monitor: Monitor, placement: Placement) -> None:
+    def __init__(
+        self, path: Path, reconciler: Reconciler, events: Events, monitor: Monitor, placement: Placement, semantics: Semantics
+    ) -> None:
         self.path, self._reconciler, self._events, self._monitor, self._placement = path, reconciler, events, monitor, placement
+        self._semantics = semantics
         self.files: tuple[Path, ...] = (path,)
-        self._reading = asyncio.Lock()
+        self._has_started, self._writing = asyncio.Event(), asyncio.Lock()
+        self._reads = self._newest_read = 0
         self._look, self._again = asyncio.Event(), False
 
     def look(self) -> None:
@@ -65,6 +75,33 @@ class Control:
         """As `look()`, and what failed is tried once more."""
         self._again = True
         self._look.set()
+
+    async def start(self, boot: Boot) -> None:
+        """
+        Want what there is: the last good manifest, to fall back on, and then the file. Everything else waits for this.
+
+        What is missing does not keep a daemon from serving: domains whose embedding model is, are told by keywords alone,
+        unless the last good manifest can do better.
+        """
+        fallback, has_fallback = Prepared(), boot.stored is not None
+        if stored := boot.stored:
+            fallback = await self._semantics.prepare_anyhow(stored.manifest)
+            self._reconciler.resume(stored.generation, stored.etag, stored.manifest, fallback.index, lack=fallback.lack)
+            self._events.emit(log.LAST_GOOD_WAS_LOADED, generation=stored.generation)
+        if loaded := boot.loaded:
+            self.files = loaded.files
+            if not self._reconciler.is_known(loaded.etag):
+                found = await self._semantics.prepare_anyhow(loaded.manifest)
+                if (error := found.error) and has_fallback and not fallback.error:
+                    self._reconciler.refuse(_placed(loaded, error))
+                else:
+                    self._reconciler.submit(loaded.etag, loaded.manifest, found.index, lack=found.lack)
+                    fallback = found
+        elif boot.error:
+            self._reconciler.refuse(boot.error)
+        if fallback.error and fallback.error.is_unfinished:
+            self.look_again()
+        self._has_started.set()
 
     async def run(self) -> None:
         """Follow `look()` for ever."""
@@ -83,20 +120,41 @@ class Control:
             timeout_s: longest wait.
             again: an unchanged manifest that failed is tried once more.
         """
-        async with self._reading:
-            number = await self._read(again)
+        number = await self._read(again)
         if wait:
             return await self._reconciler.settled(number, timeout_s)
         return self._reconciler.outcome(number)
 
     async def _read(self, again: bool) -> int:
+        """A look that began later knows better, also when it is ready earlier."""
+        await self._has_started.wait()
+        self._reads += 1
+        number = self._reads
         try:
             loaded = await asyncio.to_thread(load, self.path)
+            is_known = not again and self._reconciler.is_known(loaded.etag)
+            index = None if is_known else await self._prepare(loaded)
         except ManifestError as exc:
-            self.files = exc.files or self.files
-            return self._reconciler.refuse(exc)
-        self.files = loaded.files
-        return self._reconciler.submit(loaded.etag, loaded.manifest, again=again)
+            if self._is_newest(number):
+                self.files = exc.files or self.files
+                self._reconciler.refuse(exc)
+        else:
+            if self._is_newest(number):
+                self.files = loaded.files
+                if not is_known:
+                    self._reconciler.submit(loaded.etag, loaded.manifest, index, again=again)
+        return self._reconciler.newest_number
+
+    def _is_newest(self, number: int) -> bool:
+        self._newest_read = max(number, self._newest_read)
+        return number == self._newest_read
+
+    async def _prepare(self, loaded: Loaded) -> "SemanticIndex | None":
+        """What tells the manifest's domains. Raises ManifestError."""
+        try:
+            return await self._semantics.prepare(loaded.manifest)
+        except DomainsError as exc:
+            raise _placed(loaded, exc) from exc
 
     async def manifest(self) -> tuple[bytes, str]:
         """The root file's text and its etag."""
@@ -110,16 +168,25 @@ class Control:
             ManifestError: *text* is no manifest; the file is untouched.
             RequestError: 412, the file is no longer the one that *if_match* names.
         """
-        async with self._reading:
+        candidate = await asyncio.to_thread(self._candidate, text, if_match)
+        index = await self._prepare(candidate)
+        async with self._writing:
             await asyncio.to_thread(self._replace, text, if_match)
-            number = await self._read(again=False)
+        number = await self._read(again=False)
+        del index  # was held until here, so that it need not be made twice
         return await self._reconciler.settled(number, timeout_s) if wait else self._reconciler.outcome(number)
 
+    def _candidate(self, text: bytes, if_match: str | None) -> Loaded:
+        self._check_match(if_match)
+        return parse(text, self.path)
+
     def _replace(self, text: bytes, if_match: str | None) -> None:
+        self._check_match(if_match)
+        replace_file(self.path.resolve(), text)
+
+    def _check_match(self, if_match: str | None) -> None:
         if if_match is not None and if_match != self._etag():
             raise RequestError(412, "precondition_failed", "The manifest has changed since you read it; read it again and redo your edit.")
-        parse(text, self.path)
-        replace_file(self.path.resolve(), text)
 
     def _etag(self) -> str:
         """The etag of the file as it is; of a broken one, the hash of its text."""
@@ -248,3 +315,7 @@ class Control:
             kernels=sample.kernels,
             tail=record.tail or record.engine.tail,
         )
+
+
+def _placed(loaded: Loaded, error: DomainsError) -> ManifestError:
+    return loaded.refusal(error.at, error.problem, error.remedy)

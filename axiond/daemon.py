@@ -19,6 +19,7 @@ import uvloop
 
 from axiond import __version__, log
 from axiond.announce import Announcer
+from axiond.boot import Boot, read_boot
 from axiond.control import Control
 from axiond.engine.adopt import AdoptedEngine, end_engines, find_engines
 from axiond.engine.argv import environment
@@ -27,14 +28,13 @@ from axiond.engine.forkclient import ForkServer
 from axiond.engine.plugin import lend_nothing
 from axiond.engine.process import SERVER, Launch, ProcessEngine
 from axiond.engine.spawn import PLAIN
-from axiond.errors import AxiondError, ManifestError, StoreError
+from axiond.errors import AxiondError, StoreError
 from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest
 from axiond.gateway.listen import inherited_sockets, listen
 from axiond.gateway.metrics import Metrics
-from axiond.manifest.load import Loaded, load
-from axiond.manifest.spec import Manifest, ModelSpec, Server
-from axiond.manifest.store import LastGood, Stored, state_folder
+from axiond.manifest.spec import ModelSpec, Server
+from axiond.manifest.store import LastGood, state_folder
 from axiond.manifest.watch import watch
 from axiond.monitor import Monitor
 from axiond.notify import Notifier, is_service
@@ -48,8 +48,9 @@ from axiond.resources.estimate import Prediction
 from axiond.resources.measured import MeasuredStore
 from axiond.resources.memory import Memory
 from axiond.resources.topology import read_topology
+from axiond.semantic.prepare import Semantics
 from axiond.sources import cache
-from axiond.sources.fetch import Progress, fetch
+from axiond.sources.fetch import Progress, fetch, fetch_encoder
 
 FORK_SERVER_DELAY_S = 5.0
 
@@ -61,25 +62,6 @@ class Settings:
     engine_command: tuple[str, ...] = ()
     budget_bytes: int | None = None
     log_format: log.LogFormat | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What there is to start from: the file if it is good, else why not; and the last good manifest if there is one."""
-
-    loaded: Loaded | None
-    error: ManifestError | None
-    stored: Stored | None
-
-    @property
-    def manifest(self) -> Manifest:
-        """Raises ManifestError when there is nothing to serve."""
-        if self.loaded:
-            return self.loaded.manifest
-        if self.stored:
-            return self.stored.manifest
-        assert self.error is not None
-        raise self.error
 
 
 def run(path: Path, settings: Settings = Settings()) -> int:
@@ -97,7 +79,7 @@ def run(path: Path, settings: Settings = Settings()) -> int:
 async def _serve(path: Path, settings: Settings) -> None:
     inherited = inherited_sockets()
     store = LastGood(state_folder(), path)
-    boot = _read_boot(path, store)
+    boot = read_boot(path, store)
     server = boot.manifest.server
     log.configure(server.log_level, settings.log_format or server.log_format)
     _raise_file_limit()
@@ -133,16 +115,6 @@ def _print(key: EngineKey, line: str) -> None:
     structlog.get_logger().debug(log.ENGINE_PRINTED, key=str(key), line=line)
 
 
-def _read_boot(path: Path, store: LastGood) -> Boot:
-    stored, why_not = store.load()
-    if why_not:
-        structlog.get_logger().warning(log.LAST_GOOD_WAS_LOADED, problem=why_not)
-    try:
-        return Boot(load(path), None, stored)
-    except ManifestError as exc:
-        return Boot(None, exc, stored)
-
-
 class _Daemon:
     def __init__(self, path: Path, boot: Boot, store: LastGood, server: Server, settings: Settings, tasks: asyncio.TaskGroup) -> None:
         self._server, self._settings, self._tasks, self._boot, self._store = server, settings, tasks, boot, store
@@ -157,44 +129,37 @@ class _Daemon:
         self._placement = Placement(self._reconciler, read_topology(), self._events)
         self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
         self._monitor = Monitor(self._reconciler, self._forks)
-        self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement)
+        self._semantics = Semantics(lambda source: fetch_encoder(source, server.state_dir))
+        self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement, self._semantics)
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
         self._is_over = asyncio.Event()
 
     async def serve(self, listener: socket.socket, found: Sequence[AdoptedEngine]) -> None:
         """Serve until a signal; then end running requests, engines and tasks, in that order. Engines may be there already."""
         self._events.emit(log.DAEMON_WAS_STARTED, version=__version__, manifest=str(self._control.path), pid=os.getpid())
-        self._start_from(self._boot)
         executor = self._reconciler.executor
         for engine in found:
             known = engine.identity
             executor.adopt(engine, Prediction(fixed_bytes=known.memory_bytes), known.ready_at)
         self._hear_signals()
         self._tasks.create_task(asyncio.to_thread(cache.sweep, self._server.state_dir))
-        deciding = [self._tasks.create_task(work) for work in self._decide()]
         telling = [self._tasks.create_task(work) for work in self._tell()]
         rest = serve_rest(self._reconciler.router, self._server, self._metrics, listener=listener)
-        async with serve_admin(self._control, self._admin_socket(), self._metrics), rest:
-            await self._is_over.wait()
-            self._events.emit(log.DAEMON_BEGAN_STOPPING)
-            self._announcer.stopping()
+        async with serve_admin(self._control, self._admin_socket(), self._metrics):
+            await self._control.start(self._boot)
+            deciding = [self._tasks.create_task(work) for work in self._decide()]
+            async with rest:
+                await self._is_over.wait()
+                self._events.emit(log.DAEMON_BEGAN_STOPPING)
+                self._announcer.stopping()
         await _cancel(deciding)
+        await self._semantics.close()
         if self._keep_s is None:
             await executor.stop_all()
         elif left := await executor.leave_all():
             self._events.emit(log.ENGINES_WERE_LEFT, count=left, for_s=self._keep_s)
         await _cancel(telling)
         self._events.emit(log.DAEMON_WAS_STOPPED)
-
-    def _start_from(self, boot: Boot) -> None:
-        if boot.stored:
-            self._reconciler.resume(boot.stored.generation, boot.stored.etag, boot.stored.manifest)
-            self._events.emit(log.LAST_GOOD_WAS_LOADED, generation=boot.stored.generation)
-        if boot.loaded:
-            self._control.files = boot.loaded.files
-            self._reconciler.submit(boot.loaded.etag, boot.loaded.manifest)
-        elif boot.error:
-            self._reconciler.refuse(boot.error)
 
     def _hear_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -47,10 +47,10 @@ class ManifestError(AxiondError):
 
 
 class DomainsError(AxiondError):
-    """The domains of a manifest could not be prepared. *at* is the key path of what is to blame."""
+    """The domains of a manifest are not prepared. *at* is the key path of what is to blame; *is_unfinished*: they may yet be."""
 
-    def __init__(self, at: tuple[str | int, ...], problem: str, remedy: str) -> None:
-        self.at, self.problem, self.remedy = at, problem, remedy
+    def __init__(self, at: tuple[str | int, ...], problem: str, remedy: str, *, is_unfinished: bool = False) -> None:
+        self.at, self.problem, self.remedy, self.is_unfinished = at, problem, remedy, is_unfinished
         super().__init__(at, problem, remedy)
 
     def __str__(self) -> str:
