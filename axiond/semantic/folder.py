@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,16 +32,18 @@ class BertFolder:
     A sentence encoder on disk.
 
     *tensors* have names without the model's prefix. *first_position* is the row of the position table that belongs to
-    the first token. *prompt* is put before each text.
+    the first token, of *positions*. *prompt* is put before each text.
     """
 
     transformer: Path
+    vocabulary: int
+    positions: int
+    first_position: int
     hidden: int
     intermediate: int
     layers: int
     heads: int
     norm_epsilon: float
-    first_position: int
     most_tokens: int
     pooling: Literal["mean", "cls"]
     lowercase: bool
@@ -76,23 +78,48 @@ def _read(folder: Path) -> BertFolder:
     prompts = _json(folder / "config_sentence_transformers.json", {})
     _check_config(folder, config)
     tensors = _tensors(folder, transformer / "model.safetensors")
-    first_position = 0 if config["architectures"] == ["BertModel"] else int(config.get("pad_token_id") or 0) + 1
-    positions = int(config["max_position_embeddings"]) - first_position
-    return BertFolder(
+    first_position = 0 if config["architectures"] == ["BertModel"] else int(config.get("pad_token_id", 1)) + 1
+    positions = int(config["max_position_embeddings"])
+    longest = positions - first_position
+    described = BertFolder(
         transformer,
+        vocabulary=int(config["vocab_size"]),
+        positions=positions,
+        first_position=first_position,
         hidden=int(config["hidden_size"]),
         intermediate=int(config["intermediate_size"]),
         layers=int(config["num_hidden_layers"]),
         heads=int(config["num_attention_heads"]),
         norm_epsilon=float(config["layer_norm_eps"]),
-        first_position=first_position,
-        most_tokens=min(positions, int(settings.get("max_seq_length") or positions)),
+        most_tokens=min(longest, int(settings.get("max_seq_length") or longest)),
         pooling=_pooling(folder, _json(modules["Pooling"] / "config.json")),
         lowercase=bool(settings.get("do_lower_case")),
         prompt=str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")) or ""),
         weights=transformer / "model.safetensors",
         tensors=tensors,
     )
+    for name, shape in _shapes(described):
+        _check(folder, name in tensors and tensors[name].shape == shape,
+               f"its weights hold no {name} of {' x '.join(map(str, shape))}")  # fmt: skip
+    return described
+
+
+def _shapes(folder: BertFolder) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What tensors an encoder of this shape consists of."""
+    hidden, intermediate = folder.hidden, folder.intermediate
+    yield WORDS, (folder.vocabulary, hidden)
+    yield "embeddings.position_embeddings.weight", (folder.positions, hidden)
+    layers = [f"encoder.layer.{i}." for i in range(folder.layers)]
+    for norm in ("embeddings", *(f"{layer}{part}output" for layer in layers for part in ("attention.", ""))):
+        yield f"{norm}.LayerNorm.weight", (hidden,)
+        yield f"{norm}.LayerNorm.bias", (hidden,)
+    sizes = {"attention.self.query": (hidden, hidden), "attention.self.key": (hidden, hidden), "attention.self.value": (hidden, hidden),
+             "attention.output.dense": (hidden, hidden), "intermediate.dense": (intermediate, hidden),
+             "output.dense": (hidden, intermediate)}  # fmt: skip
+    for layer in layers:
+        for name, size in sizes.items():
+            yield f"{layer}{name}.weight", size
+            yield f"{layer}{name}.bias", size[:1]
 
 
 def _check_config(folder: Path, config: Mapping[str, Any]) -> None:

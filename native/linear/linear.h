@@ -138,10 +138,10 @@ struct Job {
   void* dst;         // [m][n]
 };
 
-// Multiply on all of OpenMP's threads in one parallel region.
+// Multiply on all of OpenMP's threads in one parallel region. In run.cc.
 void run(const Job& job);
 
-// The two phases of run(), apart for the tests: every thread calls prepare(), then all wait for each other, then every
+// The two phases of run(): every thread calls prepare(), then all wait for each other, then every
 // thread calls multiply(). `work` is 64-byte aligned and holds work_bytes().
 int64_t work_bytes(const Job& job);
 void prepare(const Job& job, void* work, int thread, int threads);
