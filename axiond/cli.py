@@ -18,13 +18,11 @@ from axiond.client import AdminClient
 from axiond.cpumap import cpus_report
 from axiond.engine.check import check_engine_args
 from axiond.errors import AxiondError, DaemonUnreachable, ManifestError, Place, Problem
-from axiond.manifest.files import Files
-from axiond.manifest.gather import gather
 from axiond.manifest.load import load
-from axiond.manifest.merge import merge
 from axiond.manifest.schema import json_schema
 from axiond.manifest.spec import Manifest as ManifestSpec
 from axiond.manifest.store import LastGood, state_folder
+from axiond.options import CHANGES, DEFAULT_MANIFEST, FAILED, OK, Json, Manifest, ManifestOption, Socket, find_socket, read, run
 from axiond.reconcile.preview import preview
 from axiond.reconcile.state import Observed
 from axiond.render import cpus_view, event_line, exit_code, plan_view, status_view
@@ -36,9 +34,6 @@ from axiond.resources.measured import MeasuredStore
 from axiond.resources.topology import read_topology
 from axiond.terminal import complain, console, counted, put, put_line
 
-DEFAULT_MANIFEST: Final = Path("/etc/axiond/axiond.toml")
-DEFAULT_SOCKET: Final = Path("/run/axiond/admin.sock")
-OK, FAILED, CHANGES = 0, 1, 2
 _REFRESH_S: Final = 1.0
 # typer does not export the class of wrong usage, only this child of it.
 _UsageError: Final = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -53,29 +48,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_MANIFEST_HELP: Final = "The manifest, TOML or JSON."
-_OF_DAEMON: Final = "The daemon"
-Manifest = Annotated[Path, typer.Argument(envvar="AXIOND_MANIFEST", help=_MANIFEST_HELP)]
-ManifestOption = Annotated[
-    Path,
-    typer.Option(
-        "--manifest",
-        envvar="AXIOND_MANIFEST",
-        rich_help_panel=_OF_DAEMON,
-        help="The daemon's manifest, read only to find its admin socket.",
-    ),
-]
-Socket = Annotated[
-    Path | None,
-    typer.Option(
-        "--socket",
-        envvar="AXIOND_ADMIN_SOCKET",
-        rich_help_panel=_OF_DAEMON,
-        help="The daemon's admin socket; found through the manifest if unset.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> None:
@@ -167,7 +139,7 @@ def plan(manifest: Manifest = DEFAULT_MANIFEST, socket: Socket = None, as_json: 
 
     Example: cp /etc/axiond/axiond.toml new.toml; vi new.toml; axiond plan new.toml
     """
-    raise typer.Exit(_run(_plan(manifest, _find_socket(socket, manifest), as_json)))
+    raise typer.Exit(run(_plan(manifest, find_socket(socket, manifest), as_json)))
 
 
 @app.command(rich_help_panel="Change")
@@ -187,7 +159,7 @@ def reload(
 
     Example: axiond reload --timeout 1200
     """
-    raise typer.Exit(_run(_reload(_find_socket(socket, manifest), wait, timeout_s, as_json)))
+    raise typer.Exit(run(_reload(find_socket(socket, manifest), wait, timeout_s, as_json)))
 
 
 @app.command(rich_help_panel="Look")
@@ -217,8 +189,8 @@ def status(
 
     Example: axiond status --json | jq '.engines[] | {key, state, memory_bytes}'
     """
-    found = _find_socket(socket, manifest)
-    raise typer.Exit(_run(_watch(found, model, as_json) if watch else _status(found, model, as_json)))
+    found = find_socket(socket, manifest)
+    raise typer.Exit(run(_watch(found, model, as_json) if watch else _status(found, model, as_json)))
 
 
 @app.command(rich_help_panel="Look")
@@ -230,7 +202,7 @@ def cpus(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, as_
 
     Example: axiond cpus --json | jq '.cores[] | select(.compute == [])'
     """
-    raise typer.Exit(_run(_cpus(_find_socket(socket, manifest), as_json)))
+    raise typer.Exit(run(_cpus(find_socket(socket, manifest), as_json)))
 
 
 @app.command(rich_help_panel="Look")
@@ -240,7 +212,7 @@ def events(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, a
 
     Example: axiond events --json | jq 'select(.name == "engine.changed_state")'
     """
-    raise typer.Exit(_run(_events(_find_socket(socket, manifest), as_json)))
+    raise typer.Exit(run(_events(find_socket(socket, manifest), as_json)))
 
 
 async def _check_engines(manifest: Path, loaded: ManifestSpec) -> Sequence[Problem]:
@@ -249,7 +221,7 @@ async def _check_engines(manifest: Path, loaded: ManifestSpec) -> Sequence[Probl
 
 
 async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
-    text = _read(manifest)
+    text = read(manifest)
     try:
         async with AdminClient(socket) as admin:
             report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
@@ -357,34 +329,6 @@ async def _first_of(event: asyncio.Event, timeout_s: float) -> None:
             await event.wait()
     except TimeoutError:
         pass
-
-
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    try:
-        return asyncio.run(work)
-    except DaemonUnreachable as exc:
-        complain(f"{exc}\nIs it running? Try: systemctl status axiond. Another socket is named with --socket or AXIOND_ADMIN_SOCKET.")
-        return FAILED
-
-
-def _find_socket(option: Path | None, manifest: Path) -> Path:
-    """The option or its variable, else what the manifest says, else the default; a manifest with mistakes must not hide the daemon."""
-    if option:
-        return option
-    server = merge(gather(manifest.absolute(), Files({}), os.environ).documents).tables["server"]
-    match server:
-        case {"admin_socket": str(socket)}:
-            return Path(socket)
-        case {"runtime_dir": str(folder)}:
-            return Path(folder) / "admin.sock"
-    return DEFAULT_SOCKET
-
-
-def _read(manifest: Path) -> bytes:
-    try:
-        return manifest.read_bytes()
-    except OSError as exc:
-        raise AxiondError(f"{manifest}: {exc.strerror}") from exc
 
 
 def _only(report: Status, model: str | None) -> Status:
