@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 import msgspec
 
@@ -19,6 +20,11 @@ _IS_MODEL = re.compile(
 )
 
 
+Piece = bytes | memoryview | msgspec.Raw
+Pieces = tuple[Piece, ...]
+Fields = dict[str, Piece]
+
+
 class _Head(msgspec.Struct):
     model: str | None = None
 
@@ -30,7 +36,7 @@ class _Mode(msgspec.Struct):
 # Both skip what they do not need, which is ten times as fast as to build it. A thread would not help: parsers hold the GIL.
 _HEAD = msgspec.json.Decoder(_Head)
 _MODE = msgspec.json.Decoder(_Mode)
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_FIELDS: msgspec.json.Decoder[Fields] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def model_in_json(raw: bytes) -> str | None:
@@ -57,13 +63,29 @@ def wants_stream(raw: bytes) -> bool:
         return False
 
 
-def rename_in_json(raw: bytes, new: str) -> bytes:
-    """Replace the value of `model`; numbers keep all their digits and text its escapes."""
+def fields_in_json(raw: bytes | memoryview) -> Fields | None:
+    """The fields of a JSON object, as they are written; None where that is hard to tell."""
+    try:
+        return _FIELDS.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def join(fields: Mapping[str, Piece | Pieces]) -> Pieces:
+    """The JSON object of *fields*, in pieces; numbers keep all their digits and text its escapes."""
+    pieces: list[Piece] = []
+    for name, value in fields.items():
+        pieces += (b"," if pieces else b"{", msgspec.json.encode(name), b":", *(value if isinstance(value, tuple) else (value,)))
+    return (*pieces, b"}") if pieces else (b"{}",)
+
+
+def rename_in_json(raw: bytes, new: str) -> Pieces:
+    """Replace the value of `model`, and nothing else."""
     try:
         fields = _FIELDS.decode(raw)
     except msgspec.DecodeError as exc:
-        return json.dumps({**_load_leniently(raw, exc), "model": new}, separators=(",", ":")).encode()
-    return msgspec.json.encode({**fields, "model": new})
+        return (json.dumps({**_load_leniently(raw, exc), "model": new}, separators=(",", ":")).encode(),)
+    return join({**fields, "model": msgspec.json.encode(new)})
 
 
 def model_in_form(raw: bytes, content_type: str) -> str | None:

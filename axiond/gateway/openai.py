@@ -13,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from axiond import log
 from axiond.errors import EngineError, RequestError
-from axiond.gateway.body import model_in_form, model_in_json, rename_in_form, rename_in_json
+from axiond.gateway.body import Pieces, model_in_form, model_in_json, rename_in_form, rename_in_json
 from axiond.gateway.connection import Bodies, read_body
 from axiond.gateway.exchange import Exchange
 from axiond.gateway.headers import forwarded
@@ -42,7 +42,7 @@ class Ask:
     is_named: bool = True
     form_type: str = ""
 
-    def body_for(self, name: str) -> bytes | None:
+    def body_for(self, name: str) -> bytes | Pieces | None:
         """The body that asks for *name*: the very same bytes if it does already."""
         if self.body is None or not self.is_named or name == self.name:
             return self.body

@@ -1,15 +1,17 @@
 """Connections to engines: one pool for each."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from io import BytesIO
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import EngineError
+from axiond.gateway.body import Pieces
 from axiond.routing.router import Router
 
 # vLLM closes a connection after 5 idle seconds; ours has to go first, or a request is sent into a closing one.
@@ -17,6 +19,7 @@ KEEPALIVE_TIMEOUT_S = 3.0
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=3600.0)
 HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 MAX_PLAIN_BYTES = 2**20
+PART_BYTES = 2**18
 DYING = frozenset({502, 503, 504})
 
 
@@ -34,7 +37,7 @@ class Upstreams:
         await asyncio.gather(*(session.close() for session in self._sessions.values()))
 
     async def send(
-        self, endpoint: Endpoint, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+        self, endpoint: Endpoint, method: str, path: str, headers: CIMultiDict[str], body: bytes | Pieces | None
     ) -> aiohttp.ClientResponse:
         """
         Send a request and wait for the head of its answer; the caller closes it.
@@ -43,7 +46,7 @@ class Upstreams:
             EngineError: nobody answered, or a dying engine did. Another engine may.
         """
         session = self._sessions.get(endpoint) or await self._open(endpoint)
-        data = BytesIO(body) if body is not None and len(body) > MAX_PLAIN_BYTES else body
+        data = _payload(body, headers)
         url = _url(endpoint.base_url + path)
         try:
             response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)
@@ -62,6 +65,24 @@ class Upstreams:
         closing = [self._sessions.pop(known) for known in gone if known != endpoint]
         await asyncio.gather(*(old.close() for old in closing))
         return session
+
+
+def _payload(body: bytes | Pieces | None, headers: CIMultiDict[str]) -> bytes | BytesIO | AsyncIterator[memoryview] | None:
+    """What to send for *body*; a long one goes in parts and is never copied."""
+    if not isinstance(body, tuple):
+        return BytesIO(body) if body is not None and len(body) > MAX_PLAIN_BYTES else body
+    views = [memoryview(piece) for piece in body]
+    size = sum(map(len, views))
+    if size <= MAX_PLAIN_BYTES:
+        return b"".join(views)
+    headers["Content-Length"] = str(size)
+    return _parts(views)
+
+
+async def _parts(views: Sequence[memoryview]) -> AsyncIterator[memoryview]:
+    for view in views:
+        for start in range(0, len(view), PART_BYTES):
+            yield view[start : start + PART_BYTES]
 
 
 async def _is_healthy(session: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
