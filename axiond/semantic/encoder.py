@@ -5,6 +5,8 @@ Its linear layers multiply in int8 on the kernels of native/linear (VNNI on x86-
 """
 
 import math
+import threading
+import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
 
 # What libraries this needs is imported by load(), so that a daemon without an encoder does without them.
 
+TEXTS_IN_A_TURN = 8
 CHARACTERS_PER_TOKEN = (8, 64)  # of a beginning that mostly, and nearly always, holds as many tokens as are read
 
 
 class Encoder:
-    """Turns texts into unit vectors. For one thread at a time; others run on, except while it tokenizes."""
+    """Turns texts into unit vectors. Threads take turns, a few texts at a time; others run on, except while it tokenizes."""
 
     def __init__(self, folder: BertFolder, tokenizer: "Tokenizer", model: "_encoder.Encoder") -> None:
         self.dimensions, self.most_tokens, self.bytes = folder.hidden, folder.most_tokens, model.bytes
         self._folder, self._tokenizer, self._model = folder, tokenizer, model
+        self._turn = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
@@ -56,14 +60,21 @@ class Encoder:
         """
         import numpy as np
 
-        tokens = [self._read(text, min(most_tokens, self.most_tokens)) for text in texts]
-        lengths = tuple(map(len, tokens))
+        most_tokens, lengths = min(most_tokens, self.most_tokens), array("i")
         vectors = np.empty((len(texts), self.dimensions), np.float32)
-        ids = array("i")
+        for at in range(0, len(texts), TEXTS_IN_A_TURN):
+            with self._turn:
+                lengths += self._encode(texts[at : at + TEXTS_IN_A_TURN], most_tokens, vectors[at : at + TEXTS_IN_A_TURN])
+            time.sleep(0)  # or else this thread would take the next turn too
+        return vectors, tuple(lengths)
+
+    def _encode(self, texts: Sequence[str], most_tokens: int, vectors: "NDArray[np.float32]") -> "array[int]":
+        tokens = [self._read(text, most_tokens) for text in texts]
+        ids, lengths = array("i"), array("i", map(len, tokens))
         for each in tokens:
             ids.extend(each)
-        self._model.encode(ids, array("i", lengths), vectors)
-        return vectors, lengths
+        self._model.encode(ids, lengths, vectors)
+        return lengths
 
     def _read(self, text: str, most_tokens: int) -> list[int]:
         """Token ids of a text's beginning; of a long text only as many characters as it takes are looked at."""
