@@ -45,6 +45,11 @@ def known_models(table: RouteTable, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(model for model in models if model in table.pools)
 
 
+def can_answer(pool: Pool) -> bool:
+    """Whether its model has an engine, or will have one."""
+    return bool(pool.endpoints) or pool.is_coming or (pool.is_lazy and not pool.reason)
+
+
 def draw_model(shares: Sequence[Weighted], draw: float) -> str:
     """Shares without weights are equal."""
     weights = [1.0 if share.weight is None else share.weight for share in shares]

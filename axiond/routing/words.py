@@ -1,0 +1,63 @@
+"""Words and phrases in a text, whatever their case and accents. Pure."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0670]+")
+_WORD = re.compile(r"\w+")
+# These write words without spaces between them: Thai to Khmer, kana, Chinese; a keyword is found inside a run of letters.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def fold(text: str) -> str:
+    """Take case and accents away."""
+    return text.lower() if text.isascii() else _ACCENTS.sub("", unicodedata.normalize("NFKD", text.casefold()))
+
+
+class Words:
+    """A text, ready to be searched for many keywords."""
+
+    def __init__(self, text: str) -> None:
+        self.folded = fold(text)
+        words = _WORD.findall(self.folded)
+        self.all = frozenset(words)
+        self.joined = f" {' '.join(words)} "
+
+
+class Keywords:
+    """Keywords, compiled. Single words are looked up all at once; phrases and words with signs, like C++, one by one."""
+
+    def __init__(self, keywords: Iterable[str]) -> None:
+        folded = {fold(" ".join(keyword.split())): keyword for keyword in keywords}
+        self._written = folded
+        self._words = frozenset(keyword for keyword in folded if _WORD.fullmatch(keyword) and not _UNSPACED.search(keyword))
+        self._inner = tuple(keyword for keyword in folded if _UNSPACED.search(keyword))
+        rest = [keyword for keyword in folded if keyword not in self._words and keyword not in self._inner]
+        self._phrases = {f" {keyword} ": keyword for keyword in rest if all(map(_WORD.fullmatch, keyword.split()))}
+        self._odd = {keyword: _whole(keyword) for keyword in rest if f" {keyword} " not in self._phrases}
+
+    def found_in(self, words: Words) -> str:
+        """One of the keywords, as it was written; "" where *words* has none."""
+        return self._written.get(self._find(words), "")
+
+    def _find(self, words: Words) -> str:
+        if not self._words.isdisjoint(words.all):
+            return min(self._words & words.all)
+        for padded, keyword in self._phrases.items():
+            if padded in words.joined:
+                return keyword
+        for keyword in self._inner:
+            if keyword in words.folded:
+                return keyword
+        for keyword, pattern in self._odd.items():
+            if keyword in words.folded and pattern.search(words.folded):
+                return keyword
+        return ""
+
+
+def _whole(keyword: str) -> re.Pattern[str]:
+    """*keyword* with no letter or digit to either side of its own."""
+    before = r"(?<!\w)" if _WORD.match(keyword[:1]) else ""
+    after = r"(?!\w)" if _WORD.match(keyword[-1:]) else ""
+    return re.compile(before + re.escape(keyword) + after)
