@@ -1,0 +1,106 @@
+"""What tells the domains of one manifest: their keywords, and their texts as embeddings."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+from axiond.manifest.routes import Domain, Semantic
+from axiond.routing.decision import Stage, Verdict
+from axiond.semantic.keywords import KeywordStage
+from axiond.semantic.probe import NEUTRAL, Point, Probe, fit
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from axiond.semantic.encoder import Encoder
+
+FIRST_TOKENS = 64
+KEYWORD_WEIGHT = 0.3
+MOST_POINTS = 4000  # the solution costs their third power: about a second for so many
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticIndex:
+    """Immutable. *probe* and *encoder* are None where the manifest has no embedding model: keywords alone tell domains."""
+
+    domains: Mapping[str, Domain]
+    semantic: Semantic
+    keywords: KeywordStage
+    probe: Probe | None = None
+    encoder: "Encoder | None" = None
+
+    def by_keywords(self, text: str) -> Verdict:
+        """
+        The verdict of the keywords, in microseconds; its domain is "" where they are not sure.
+
+        `KeywordStage` says what its scores mean.
+        """
+        return _verdict(self.keywords.scores(text), "keyword", lambda _: self.semantic.keyword_threshold)
+
+    def by_embedding(self, vector: "NDArray[np.float32]", text: str, tokens: int = 0) -> Verdict:
+        """
+        The verdict on one reading of a prompt, in a fraction of a millisecond. `axiond.semantic.probe` says what its scores mean.
+
+        Args:
+            vector: the reading's embedding, of length 1.
+            text: what was read, for its words.
+            tokens: how many were read.
+        """
+        if self.probe is None:
+            raise ValueError("an index without an embedding model has nothing to compare a vector with")
+        return self._by_scores(self.probe.scores(vector, text), tokens)
+
+    def merged(self, first: Verdict, second: Verdict) -> Verdict:
+        """The verdict on two readings of the same prompt: its scores are the means of theirs, weighed by their tokens."""
+        tokens = first.tokens + second.tokens
+        share = second.tokens / max(tokens, 1)
+        scores = {domain: score + share * (second.scores[domain] - score) for domain, score in first.scores.items()}
+        return self._by_scores(scores, tokens)
+
+    def is_clear(self, verdict: Verdict) -> bool:
+        """Whether its domain leads so far that no more has to be read."""
+        ranked = sorted(verdict.scores.values(), reverse=True)
+        return verdict.domain != "" and (len(ranked) == 1 or ranked[0] - ranked[1] >= self.semantic.margin)
+
+    def _by_scores(self, scores: Mapping[str, float], tokens: int) -> Verdict:
+        return _verdict(scores, "embedding", self._threshold, tokens)
+
+    def _threshold(self, domain: str) -> float:
+        own = self.domains[domain].threshold
+        return self.semantic.threshold if own is None else own
+
+
+def build_index(domains: Mapping[str, Domain], semantic: Semantic, encoder: "Encoder | None") -> SemanticIndex:
+    """
+    Make the index. Blocks while it embeds each description, example and keyword.
+
+    Args:
+        domains: by name.
+        semantic: the thresholds.
+        encoder: None for keywords alone.
+    """
+    keywords = KeywordStage({name: domain.keywords for name, domain in domains.items()})
+    points = list(_points(domains))
+    if encoder is None or not points:
+        return SemanticIndex(domains, semantic, keywords)
+    points += (Point(text, "") for text in NEUTRAL)
+    vectors, _ = encoder.encode([point.text for point in points], FIRST_TOKENS)
+    return SemanticIndex(domains, semantic, keywords, fit(points, vectors), encoder)
+
+
+def _points(domains: Mapping[str, Domain]) -> Iterator[Point]:
+    texts = sum(len(domain.examples) + 1 for domain in domains.values())
+    room = max(MOST_POINTS - texts, len(domains))
+    together = max(1, ceil(sum(len(domain.keywords) for domain in domains.values()) / room))
+    for name, domain in domains.items():
+        yield from (Point(text, name) for text in (domain.description, *domain.examples) if text.strip())
+        for at in range(0, len(domain.keywords), together):
+            yield Point(", ".join(domain.keywords[at : at + together]), name, KEYWORD_WEIGHT)
+
+
+def _verdict(scores: Mapping[str, float], stage: Stage, threshold: Callable[[str], float], tokens: int = 0) -> Verdict:
+    """The best domain among those that reach their threshold."""
+    domain = max((name for name, score in scores.items() if score >= threshold(name)), key=scores.__getitem__, default="")
+    return Verdict(domain, scores[domain] if domain else max(scores.values(), default=0.0), stage, scores, tokens)
