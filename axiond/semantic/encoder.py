@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # What libraries this needs is imported by load(), so that a daemon without an encoder does without them.
 
 TEXTS_IN_A_TURN = 8
-CHARACTERS_PER_TOKEN = (8, 64)  # of a beginning that mostly, and nearly always, holds as many tokens as are read
+CHARACTERS_PER_TOKEN = (6, 16, 64)  # of a beginning that mostly, and then nearly always, holds as many tokens as are read
 
 
 class Encoder:

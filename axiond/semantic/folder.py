@@ -98,17 +98,18 @@ def _read(folder: Path) -> BertFolder:
         weights=transformer / "model.safetensors",
         tensors=tensors,
     )
-    for name, shape in _shapes(described):
+    for name, shape in _shapes(described, int(config.get("type_vocab_size", 2))):
         _check(folder, name in tensors and tensors[name].shape == shape,
                f"its weights hold no {name} of {' x '.join(map(str, shape))}")  # fmt: skip
     return described
 
 
-def _shapes(folder: BertFolder) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(folder: BertFolder, token_types: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What tensors an encoder of this shape consists of."""
     hidden, intermediate = folder.hidden, folder.intermediate
     yield WORDS, (folder.vocabulary, hidden)
     yield "embeddings.position_embeddings.weight", (folder.positions, hidden)
+    yield "embeddings.token_type_embeddings.weight", (token_types, hidden)
     layers = [f"encoder.layer.{i}." for i in range(folder.layers)]
     for norm in ("embeddings", *(f"{layer}{part}output" for layer in layers for part in ("attention.", ""))):
         yield f"{norm}.LayerNorm.weight", (hidden,)
@@ -130,7 +131,7 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
     _check(folder, positions == "absolute", f"its positions are {positions}, but only absolute ones can be loaded")
     hidden, intermediate, heads = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
     _check(folder, hidden % 32 == 0 and intermediate % 32 == 0 and hidden % heads == 0 and hidden // heads % 16 == 0,
-           f"its sizes ({hidden}, {intermediate}, {heads} heads) are no multiples of 32, or those of a head of 16")  # fmt: skip
+           f"its sizes are {hidden} and {intermediate} with {heads} heads, but only multiples of 32 with heads of multiples of 16 can be loaded")  # fmt: skip
 
 
 def _pooling(folder: Path, config: Mapping[str, Any]) -> Literal["mean", "cls"]:

@@ -50,7 +50,7 @@ class Loader {
     const Source table = read_("embeddings.position_embeddings.weight", shape_.positions * h);
     auto* to = take<float>(n);
     for (int64_t i = 0; i < n; ++i) to[i] = load(table.data, table.type, shape_.first_position * h + i);
-    const Source types = read_("embeddings.token_type_embeddings.weight", 0);
+    const Source types = read_("embeddings.token_type_embeddings.weight", h);
     for (int64_t i = 0; i < n; ++i) to[i] += load(types.data, types.type, i % h);
     return to;
   }
@@ -204,6 +204,7 @@ void Model::encode(const int32_t* ids, const int32_t* lengths, int64_t texts, fl
 }
 
 void Model::forward(const Batch& batch, float* out) {
+  if (batch.tokens == 0) return void(std::fill_n(out, batch.texts * shape_.hidden, 0.0f));
   if (!work_ || !work_->is_enough_for(batch)) work_ = std::make_shared<Work>(*this, batch);
   const Work& work = *work_;
   const int64_t h = shape_.hidden, rows = batch.tokens;

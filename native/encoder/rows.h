@@ -150,7 +150,7 @@ void mean(const float* x, int64_t rows, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
     V sum = V::all(0);
     for (int64_t r = 0; r < rows; ++r) sum = sum + load(x + r * n + i);
-    store(out + i, sum / V::all(float(rows)));
+    store(out + i, sum / V::all(float(rows > 0 ? rows : 1)));
   }
 }
 

@@ -10,6 +10,7 @@
 #include <iostream>
 #include <string>
 
+#include "../encoder/probe_encoder.h"
 #include "../linear/linear.h"
 #include "../linear/pack.h"
 #include "../small/probe_small.h"
@@ -63,6 +64,7 @@ void answer(const Request& r) {
   if (r.name() == "isa") return reply("", name_of(active_isa()));
   if (r.name() == "choose") return reply("", linear_kernel(r));
   if (r.name() == "linear") return reply_if_equal(linear_once(r, true), linear_once(r, false), linear_kernel(r));
+  if (r.name() == "encode") return reply_if_equal(encode_once(r, true), encode_once(r, false), encoder_level());
   if (is_small(r)) return reply_if_equal(small_once(r, true), small_once(r, false), small_level());
   throw std::invalid_argument("unknown request " + r.name());
 }

@@ -1,0 +1,135 @@
+"""Encoders out of folders as sentence-transformers writes them, against the same forward in float64."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from axiond.errors import SourceError
+from axiond.semantic.encoder import Encoder
+from tests.fakes.bert import WORDS, Bert, forward, narrowed, write_folder
+
+TEXT = "w1 w2 w3 unheard-of w30"
+IDS = [2, *(WORDS.index(word) for word in ("w1", "w2", "w3", "[UNK]", "[UNK]", "[UNK]", "w30")), 3]
+
+
+@pytest.mark.parametrize(
+    ("bert", "how"),
+    [
+        pytest.param(Bert(), {}, id="bert"),
+        pytest.param(Bert(), {"dtype": "F16", "prefix": "bert."}, id="float16-with-a-prefix"),
+        pytest.param(Bert(), {"dtype": "BF16"}, id="bfloat16"),
+        pytest.param(Bert(pools_mean=False), {}, id="first-token"),
+        pytest.param(Bert(first_position=2), {"architecture": "XLMRobertaModel", "prefix": "roberta."}, id="xlm-roberta"),
+    ],
+)
+def test_embeddings(bert: Bert, how: dict[str, str], tmp_path: Path) -> None:
+    tensors = bert.tensors()
+    encoder = Encoder.load(write_folder(tmp_path / "model", bert, tensors, **how))
+    vectors, tokens = encoder.encode([TEXT, "w5"])
+    assert (vectors.shape, vectors.dtype, tokens) == ((2, encoder.dimensions), np.float32, (len(IDS), 3))
+    for vector, ids in zip(vectors, (IDS, [2, WORDS.index("w5"), 3]), strict=True):
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+        assert vector @ forward(bert, narrowed(tensors, how.get("dtype", "F32")), ids) >= 0.9998
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("encoder") / "model", Bert(), Bert().tensors())
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Encoder:
+    return Encoder.load(folder)
+
+
+def test_only_as_many_tokens_as_asked_for_are_read(encoder: Encoder) -> None:
+    long = " ".join(["w1 w2 w3"] * 100_000)
+    vectors, tokens = encoder.encode([long, "w1 w2 w3 w1 w2 w3", "w1"], 8)
+    assert tokens == (8, 8, 3)
+    assert np.array_equal(vectors[0], vectors[1])
+    assert encoder.encode([long], 10_000)[1] == (encoder.most_tokens,) == (Bert().positions,)
+
+
+def test_blanks_do_not_hide_the_words_behind_them(encoder: Encoder) -> None:
+    assert encoder.encode([" " * 150 + "w1 w2 w3 w1 w2 w3 w7"], 8)[1] == (8,)
+
+
+def test_neither_texts_nor_a_text(encoder: Encoder) -> None:
+    vectors, tokens = encoder.encode([])
+    assert (vectors.shape, tokens) == ((0, encoder.dimensions), ())
+    assert encoder.encode([""])[1] == (2,)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        pytest.param(lambda f: (f / "modules.json").unlink(), "no modules.json", id="no-modules"),
+        pytest.param(lambda f: _edit(f / "config.json", architectures=["LlamaForCausalLM"]), "names LlamaForCausalLM", id="no-bert"),
+        pytest.param(lambda f: _edit(f / "config.json", hidden_act="relu"), "activation is relu", id="activation"),
+        pytest.param(lambda f: _edit(f / "config.json", position_embedding_type="relative_key"), "positions are", id="positions"),
+        pytest.param(lambda f: _edit(f / "config.json", num_attention_heads=8), "multiples of 32", id="heads-of-8"),
+        pytest.param(lambda f: _edit(f / "config.json", num_hidden_layers=3), "hold no encoder.layer.2", id="too-few-layers"),
+        pytest.param(lambda f: _edit(f / "config.json", vocab_size=30), "word_embeddings.weight of 30 x 64", id="vocabulary"),
+        pytest.param(lambda f: (f / "config.json").write_text("{"), "not as sentence-transformers writes it", id="no-json"),
+        pytest.param(lambda f: _edit(f / "config.json", hidden_size=None), "not as sentence-transformers writes it", id="no-number"),
+        pytest.param(lambda f: (f / "model.safetensors").unlink(), "save_pretrained", id="no-safetensors"),
+        pytest.param(lambda f: _cut(f / "model.safetensors"), "cut off", id="cut-off"),
+        pytest.param(lambda f: (f / "model.safetensors").write_bytes(b"abc"), "not as sentence-transformers", id="no-header"),
+        pytest.param(lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read", id="no-tokenizer"),
+        pytest.param(lambda f: _edit(f / "1_Pooling/config.json", pooling_mode_max_tokens=True), "pools tokens by mean, max", id="pooling"),
+        pytest.param(lambda f: _add_module(f, "Dense"), "Transformer, Pooling, Dense", id="modules"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(spoil: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", Bert(), Bert().tensors())
+    spoil(folder)
+    with pytest.raises(SourceError, match=said) as caught:
+        Encoder.load(folder)
+    assert caught.value.source == str(folder)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no modules\.json"):
+        Encoder.load(tmp_path / "none")
+
+
+def test_normalize_changes_nothing(folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    other = write_folder(tmp_path / "model", Bert(), Bert().tensors())
+    _add_module(other, "Normalize")
+    assert np.array_equal(Encoder.load(other).encode([TEXT])[0], encoder.encode([TEXT])[0])
+
+
+def test_the_settings_of_sentence_transformers_count(encoder: Encoder, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", replace(Bert()), Bert().tensors())
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6, "do_lower_case": True}))
+    prompts = {"prompts": {"query": "W9 "}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with_settings = Encoder.load(folder)
+    vectors, tokens = with_settings.encode(["W1 W2 w3 w4"])
+    assert tokens == (with_settings.most_tokens,) == (6,)
+    assert np.array_equal(vectors, encoder.encode(["w9 w1 w2 w3"])[0])
+
+
+def test_what_a_daemon_without_an_encoder_imports() -> None:
+    code = "import sys, axiond.semantic.encoder; print({'numpy', 'tokenizers', 'torch', 'axiond.semantic._encoder'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def _edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _add_module(folder: Path, name: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"type": f"sentence_transformers.models.{name}", "path": f"2_{name}"})
+    (folder / "modules.json").write_text(json.dumps(modules))
