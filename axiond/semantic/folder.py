@@ -130,8 +130,9 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
     _check(folder, activation == "gelu", f"its activation is {activation}, but only gelu can be loaded")
     _check(folder, positions == "absolute", f"its positions are {positions}, but only absolute ones can be loaded")
     hidden, intermediate, heads = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    _check(folder, hidden % 32 == 0 and intermediate % 32 == 0 and hidden % heads == 0 and hidden // heads % 16 == 0,
-           f"its sizes are {hidden} and {intermediate} with {heads} heads, but only multiples of 32 with heads of multiples of 16 can be loaded")  # fmt: skip
+    is_fit = hidden % 32 == 0 and intermediate % 32 == 0 and hidden % heads == 0 and hidden // heads % 16 == 0
+    sizes = f"{hidden} and {intermediate} with {heads} heads"
+    _check(folder, is_fit, f"its sizes are {sizes}, but only multiples of 32 with heads of multiples of 16 can be loaded")
 
 
 def _pooling(folder: Path, config: Mapping[str, Any]) -> Literal["mean", "cls"]:
