@@ -54,6 +54,8 @@ SOURCE_FETCH_FAILED: Final = "source.fetch_failed"
 REQUEST_WAS_SERVED: Final = "request.was_served"
 REQUEST_WAS_LOST: Final = "request.was_lost"
 REQUEST_WAS_RETRIED: Final = "request.was_retried"
+SHADOW_WAS_ANSWERED: Final = "shadow.was_answered"
+SHADOW_FAILED: Final = "shadow.failed"
 LIBRARY_REPORTED: Final = "library.reported"
 
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -8,14 +8,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 
 from axiond.errors import AxiondError
 from axiond.gateway.admin import Control, build_admin
+from axiond.gateway.chain import Chain
 from axiond.gateway.connection import MOST_BODIES_BYTES, Bodies, ClientServer
 from axiond.gateway.listen import BACKLOG, listen
 from axiond.gateway.metrics import Metrics
+from axiond.gateway.openai import Passthrough
 from axiond.gateway.rest import Rest
+from axiond.gateway.route import NO_AIDS, Aids
+from axiond.gateway.shadow import Shadows
 from axiond.gateway.upstream import Upstreams
 from axiond.manifest.spec import Server
 from axiond.routing.router import Router
@@ -33,18 +38,23 @@ async def serve_rest(
     grace_s: float = 30.0,
     most_bodies_bytes: int = MOST_BODIES_BYTES,
     listener: socket.socket | None = None,
+    aids: Aids = NO_AIDS,
 ) -> AsyncIterator[tuple[str, int]]:
     """
     Serve the REST endpoint on *listener*, or on the manifest's address, while the block runs; yields the address it listens on.
+
+    *aids* is what routing has beside the rules.
 
     At the end it stops accepting, lets running requests end and their answers be taken for *grace_s* seconds, then ends them with an error.
 
     Raises:
         AxiondError: the address cannot be listened on.
     """
-    async with Upstreams(router) as upstreams:
+    logger = structlog.get_logger().bind()
+    async with Upstreams(router) as upstreams, Shadows(router, upstreams, logger, metrics.shadow_ended) as shadows:
         bodies = Bodies(max(most_bodies_bytes, server.max_request_body))
-        rest = Rest(router, upstreams, server, bodies, metrics)
+        passthrough = Passthrough(router, Chain(router, upstreams, shadows, logger), aids, server, bodies)
+        rest = Rest(router, passthrough, bodies, metrics)
         listener = listener or listen(server.listen)
         handler = ClientServer(
             rest.handle,

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -86,6 +87,40 @@ def rename_in_json(raw: bytes, new: str) -> Pieces:
     except msgspec.DecodeError as exc:
         return (json.dumps({**_load_leniently(raw, exc), "model": new}, separators=(",", ":")).encode(),)
     return join({**fields, "model": msgspec.json.encode(new)})
+
+
+@dataclass(slots=True)
+class Ask:
+    """
+    A body and the name it asks for; *is_named* is false where the name was supplied here.
+
+    *fields* are what the body holds, read when they are needed first, and *changed* those that a route writes anew.
+    """
+
+    name: str
+    body: bytes | None
+    is_named: bool = True
+    form_type: str = ""
+    changed: Mapping[str, Pieces] = field(default_factory=dict)
+    _fields: Fields | None = None
+
+    @property
+    def fields(self) -> Fields | None:
+        """None where there are none, or none that could be told."""
+        if self._fields is None and self.body is not None and not self.form_type:
+            self._fields = fields_in_json(self.body)
+        return self._fields
+
+    def body_for(self, name: str) -> bytes | Pieces | None:
+        """The body that asks for *name*: the very same bytes if it does already, and nothing else changes."""
+        is_renamed = self.is_named and name != self.name
+        if self.body is None or not (is_renamed or self.changed):
+            return self.body
+        if self.form_type:
+            return rename_in_form(self.body, self.form_type, name)
+        if (fields := self.fields) is None:
+            return rename_in_json(self.body, name)
+        return join({**fields, **({"model": msgspec.json.encode(name)} if is_renamed else {}), **self.changed})
 
 
 def model_in_form(raw: bytes, content_type: str) -> str | None:

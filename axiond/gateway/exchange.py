@@ -1,12 +1,15 @@
 """What is known of one request while it passes through."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from axiond.gateway.envelope import Dialect
 from axiond.gateway.usage import TAIL_BYTES, count_tokens
+from axiond.manifest.routes import Failure
+from axiond.routing.decision import Decision
 
 CLIENT_GONE = 499
 HEAD_BYTES = 512
@@ -18,8 +21,11 @@ class Exchange:
     One request and its answer, for the metrics and the access log. Times are in seconds of one monotonic clock.
 
     *lost* says why the request died through no fault of the client; *is_aborted* that its task was cancelled by axiond.
-    *client* takes turns with other clients; *ends_at* is its deadline. *waited_s* is None if it did not have to queue, and
-    *rejected* why it got no turn. *answer* is what has begun.
+    *client* takes turns with other clients; *key* is its API key. *ends_at* is the deadline. *waited_s* is None if it did not
+    have to queue, and *rejected* why it got no turn. *answer* is what has begun.
+
+    *decision* says which models may answer, *decided_in_s* how long that took where rules were asked. *model* is the one
+    that does, and *passed* are those before it, and why.
     """
 
     request: web.BaseRequest
@@ -27,12 +33,16 @@ class Exchange:
     dialect: Dialect
     began_at: float
     client: str = ""
+    key: str = ""
     ends_at: float = math.inf
+    decision: Decision | None = None
+    decided_in_s: float | None = None
     model: str = ""
+    passed: Mapping[str, Failure] = field(default_factory=dict)
     status: int = 0
     lost: str = ""
     rejected: str = ""
-    retries: int = 0
+    attempts: int = 0
     waited_s: float | None = None
     answer: web.StreamResponse | None = None
     body_bytes: int = 0
@@ -60,6 +70,29 @@ class Exchange:
         self._tail = (self._tail[1], chunk[-TAIL_BYTES:])
         if self.is_stream:
             self.events += chunk.count(b"data: {")
+
+    @property
+    def route(self) -> str:
+        """The name of the route that decided; "" where none did."""
+        return self.decision.route if self.decision else ""
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether more than the name told where it went."""
+        return self.decided_in_s is not None or bool(self.passed)
+
+    @property
+    def reason(self) -> str:
+        """Why it went where it went, in one line."""
+        falls = [f"not {model}: {why}" for model, why in self.passed.items()]
+        return "; ".join((self.decision.reason, *falls)) if self.decision else ""
+
+    def headers(self) -> dict[str, str]:
+        """What the client is told about routing and waiting."""
+        told = {"X-Axiond-Model": self.model, "X-Axiond-Route": self.route, "X-Axiond-Reason": self.reason}
+        if self.waited_s is not None:
+            told["X-Axiond-Queue-Wait-Ms"] = f"{self.waited_s * 1e3:.0f}"
+        return {name: value for name, value in told.items() if value}
 
     @property
     def ttft_s(self) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from multidict import CIMultiDict
 
 SERVER = "axiond"
+OWN = "x-axiond-"  # what axiond says; nobody else can
 
 _HOP_BY_HOP = frozenset(
     (
@@ -49,7 +50,8 @@ def returned(headers: Mapping[str, str], request_id: str) -> CIMultiDict[str]:
 
 
 def _kept(headers: Mapping[str, str], dropped: frozenset[str], request_id: str) -> CIMultiDict[str]:
-    kept = CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in dropped])
+    given = [(name.lower(), name, value) for name, value in headers.items()]
+    kept = CIMultiDict([(name, value) for lower, name, value in given if lower not in dropped and not lower.startswith(OWN)])
     for name in _nominated(headers):
         kept.popall(name, None)
     kept["X-Request-ID"] = request_id

@@ -7,6 +7,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from axiond.gateway.exchange import Exchange
+from axiond.gateway.routemetrics import RouteMetrics
+from axiond.gateway.shadow import Shadow
 from axiond.report import Status
 from axiond.routing.router import Router
 
@@ -62,6 +64,7 @@ class Metrics:
         self._rejected = Counter("axiond_queue_rejected", "Requests that got no turn.", ["model", "reason"], registry=registry)
         self._reloads = Counter("axiond_reloads", "Manifest changes by how they ended.", ["outcome"], registry=registry)
         self._reload_s = Histogram("axiond_reload_seconds", "From reading a manifest to its end.", buckets=_RELOAD_S, registry=registry)
+        self._routes = RouteMetrics(registry)
         registry.register(_Now(router, status))
         ProcessCollector(registry=registry)
 
@@ -73,6 +76,12 @@ class Metrics:
         series.count(exchange, now)
         if exchange.lost:
             self._lost.labels(exchange.lost).inc()
+        if exchange.is_routed:
+            self._routes.request_ended(exchange)
+
+    def shadow_ended(self, shadow: Shadow) -> None:
+        """Count one copy of a request."""
+        self._routes.shadow_ended(shadow)
 
     def reload_ended(self, outcome: str, took_s: float) -> None:
         """Count one manifest change: realised, degraded, rejected, rolled_back or superseded."""
@@ -83,6 +92,7 @@ class Metrics:
         """The text that Prometheus scrapes."""
         for model in self._models.keys() - self._router.table.pools.keys() - {""}:
             self._models.pop(model).remove()
+        self._routes.forget(self._router.table)
         return generate_latest(self.registry)
 
 
@@ -111,8 +121,8 @@ class _ModelSeries:
         if exchange.rejected:
             self._reasons.add(exchange.rejected)
             self._metrics._rejected.labels(self._model, exchange.rejected).inc()
-        if exchange.retries:
-            self._retries.inc(exchange.retries)
+        if exchange.attempts > 1:
+            self._retries.inc(exchange.attempts - 1)
         if exchange.status < 400 and exchange.sent_bytes:
             self._count_tokens(exchange)
 

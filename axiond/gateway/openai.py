@@ -1,60 +1,36 @@
-"""Requests that engines answer: find the model, lease an engine, pass the request through."""
+"""Requests that engines answer: read one, decide about it, and have it answered."""
 
 import asyncio
-import math
-import random
 import re
-import time
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from aiohttp import web
-from structlog.typing import FilteringBoundLogger
 
-from axiond import log
-from axiond.errors import EngineError, RequestError
-from axiond.gateway.body import Pieces, model_in_form, model_in_json, rename_in_form, rename_in_json
+from axiond.errors import RequestError
+from axiond.gateway.body import Ask, model_in_form, model_in_json
+from axiond.gateway.chain import Chain
 from axiond.gateway.connection import Bodies, read_body
 from axiond.gateway.exchange import Exchange
-from axiond.gateway.headers import forwarded
-from axiond.gateway.relay import relay
-from axiond.gateway.upstream import Upstreams
-from axiond.gateway.waiting import wait_for_turn
+from axiond.gateway.rewrite import rewrite
+from axiond.gateway.route import Aids, route
 from axiond.manifest.spec import Server
-from axiond.reconcile.state import EngineKey
-from axiond.routing.choose import candidates, engine_name
+from axiond.routing.choose import candidates
+from axiond.routing.decision import Decision
 from axiond.routing.paths import FORM_PATHS, LIGHT_PATHS
 from axiond.routing.router import Router
-from axiond.routing.ticket import Asked, Lease
 
 STORED_RESPONSE = re.compile(r"/v1/responses/([A-Za-z0-9_.-]{1,128})(/cancel)?")
-MOST_ATTEMPTS = 3
+MOST_AT_ONCE_BYTES = 2**20
 MOST_REMEMBERED = 10_000
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_.-]{1,120})"')
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A body and the name it asks for; *is_named* is false where the name was supplied here."""
-
-    name: str
-    body: bytes | None
-    is_named: bool = True
-    form_type: str = ""
-
-    def body_for(self, name: str) -> bytes | Pieces | None:
-        """The body that asks for *name*: the very same bytes if it does already."""
-        if self.body is None or not self.is_named or name == self.name:
-            return self.body
-        return rename_in_form(self.body, self.form_type, name) if self.form_type else rename_in_json(self.body, name)
-
-
 class Passthrough:
-    """Answers requests from engines, unchanged but for the model's name."""
+    """Answers requests from engines, unchanged but for the model's name and what a route adds."""
 
-    def __init__(self, router: Router, upstreams: Upstreams, server: Server, bodies: Bodies, logger: FilteringBoundLogger) -> None:
-        self._router, self._upstreams, self._server, self._bodies, self._log = router, upstreams, server, bodies, logger
-        self._responses: OrderedDict[str, str] = OrderedDict()
+    def __init__(self, router: Router, chain: Chain, aids: Aids, server: Server, bodies: Bodies) -> None:
+        self._router, self._chain, self._aids, self._server, self._bodies = router, chain, aids, server, bodies
+        self._responses: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
         """
@@ -65,16 +41,24 @@ class Passthrough:
         """
         ask = await self._read(exchange)
         path = exchange.request.rel_url.raw_path
-        response = await self._forward(exchange, ask, is_light=path in LIGHT_PATHS)
+        exchange.decision = decision = await route(exchange, ask, self._router, self._aids)
+        if decision.refusal:
+            status, message = decision.refusal
+            raise RequestError(status, "refused_by_route", message)
+        exchange.model = decision.models[0]
+        await _rewrite(path, ask, decision)
+        response = await self._chain.answer(exchange, ask, decision, is_light=path in LIGHT_PATHS)
         if path == "/v1/responses" and (found := _RESPONSE_ID.search(exchange.head)):
-            self._remember(found[1].decode(), ask.name)
+            self._remember(found[1].decode(), ask.name, exchange.model)
         return response
 
     async def answer_stored(self, exchange: Exchange, response_id: str) -> web.StreamResponse:
         """Get or cancel a stored response, from the model that made it."""
         body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
-        name = self._responses.get(response_id) or self._only_name()
-        return await self._forward(exchange, Ask(name, body or None, is_named=False), is_light=True)
+        name, model = self._responses.get(response_id) or (self._only_name(), "")
+        models = (model,) if model in self._router.table.pools else candidates(self._router.table, name, 0.0)
+        exchange.decision, exchange.model = Decision(models, reason="stored response"), models[0]
+        return await self._chain.answer(exchange, Ask(name, body or None, is_named=False), exchange.decision, is_light=True)
 
     async def _read(self, exchange: Exchange) -> Ask:
         request = exchange.request
@@ -96,50 +80,17 @@ class Passthrough:
             )
         return next(iter(table.names), "")
 
-    async def _forward(self, exchange: Exchange, ask: Ask, *, is_light: bool) -> web.StreamResponse:
-        """Try engines until one answers; none is tried twice."""
-        draw = random.random()  # noqa: S311  # spreads load, guards nothing
-        failed: list[EngineKey] = []
-        exchange.model = next(iter(candidates(self._router.table, ask.name, draw)), "")
-        patience_s = None if exchange.ends_at == math.inf else exchange.ends_at - time.monotonic()
-        asked = Asked(ask.name, draw, exchange.client, is_light, patience_s)
-        while True:
-            found = self._router.lease(asked, failed)
-            with found if isinstance(found, Lease) else await wait_for_turn(found, exchange, ask.body) as lease:
-                exchange.model, exchange.retries = lease.pool.model, len(failed)
-                try:
-                    return await self._attempt_in_time(exchange, ask, lease)
-                except EngineError as error:
-                    exchange.lost = ""
-                    self._router.distrust(lease.endpoint.key)
-                    failed.append(lease.endpoint.key)
-                    self._log.warning(log.REQUEST_WAS_RETRIED, request_id=exchange.request_id, reason=str(error))
-                    if len(failed) == MOST_ATTEMPTS:
-                        raise RequestError(503, "engine_failed", f"{len(failed)} engines failed: {error}", retry_after_s=5) from error
-
-    async def _attempt_in_time(self, exchange: Exchange, ask: Ask, lease: Lease) -> web.StreamResponse:
-        if exchange.ends_at == math.inf:
-            return await self._attempt(exchange, ask, lease)
-        try:
-            async with asyncio.timeout(exchange.ends_at - time.monotonic()):
-                return await self._attempt(exchange, ask, lease)
-        except TimeoutError as exc:
-            message = "The request's X-Request-Timeout has passed before its answer was complete."
-            raise RequestError(504, "deadline_exceeded", message) from exc
-
-    async def _attempt(self, exchange: Exchange, ask: Ask, lease: Lease) -> web.StreamResponse:
-        request, endpoint = exchange.request, lease.endpoint
-        body = ask.body_for(engine_name(lease.pool, endpoint, ask.name))
-        headers = forwarded(request.headers, exchange.request_id)
-        upstream = await self._upstreams.send(endpoint, request.method, request.rel_url.raw_path_qs, headers, body)
-        try:
-            if upstream.status >= 500:
-                exchange.lost = "engine_error"
-            return await relay(upstream, endpoint, exchange)
-        finally:
-            upstream.close()
-
-    def _remember(self, response_id: str, name: str) -> None:
-        self._responses[response_id] = name
+    def _remember(self, response_id: str, name: str, model: str) -> None:
+        self._responses[response_id] = name, model
         if len(self._responses) > MOST_REMEMBERED:
             self._responses.popitem(last=False)
+
+
+async def _rewrite(path: str, ask: Ask, decision: Decision) -> None:
+    """Change the body as the route wants it. Others get a turn before the fields of a long one are looked for."""
+    if not (decision.sampling or decision.system_prompt):
+        return
+    if len(ask.body or b"") > MOST_AT_ONCE_BYTES:
+        await asyncio.sleep(0)
+    if fields := ask.fields:
+        ask.changed = rewrite(path, fields, decision.sampling, decision.system_prompt)

@@ -1,6 +1,7 @@
 """Pass an engine's answer on to the client, and end it honestly when the engine does not."""
 
 import time
+from dataclasses import dataclass
 
 import aiohttp
 import orjson
@@ -18,36 +19,57 @@ MOST_WHOLE_BYTES = 2**20
 NO_SUCH_PATH = b'{"detail":"Not Found"}'  # of vLLM's web framework, where the model has no such task
 
 
-async def relay(upstream: aiohttp.ClientResponse, endpoint: Endpoint, exchange: Exchange) -> web.StreamResponse:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An answer whose first bytes are here: all of it, or the first chunk."""
+
+    upstream: aiohttp.ClientResponse
+    endpoint: Endpoint
+    first: bytes
+    is_whole: bool
+
+    @property
+    def is_events(self) -> bool:
+        return self.upstream.content_type == "text/event-stream"
+
+
+async def begin(upstream: aiohttp.ClientResponse, endpoint: Endpoint) -> Begun:
     """
-    Answer *exchange* with what *upstream* says, in the stream that has begun if one has.
+    Wait for the first bytes of an answer. A short one is read whole.
 
     Raises:
-        EngineError: the engine died before a byte of its answer went to the client, so another may answer.
-        RequestError: 404, the engine has no such path; 502, it died later; or its refusal, where a stream has begun.
+        EngineError: the engine died before; another may answer.
     """
     length = upstream.content_length
-    is_events = upstream.content_type == "text/event-stream"
-    if exchange.answer is not None and not is_events:
-        raise _refusal(upstream.status, await read_whole(upstream, endpoint))
+    is_whole = length is not None and length <= MOST_WHOLE_BYTES and upstream.content_type != "text/event-stream"
+    return Begun(upstream, endpoint, await (read_whole if is_whole else read_chunk)(upstream, endpoint), is_whole)
+
+
+async def relay(begun: Begun, exchange: Exchange) -> web.StreamResponse:
+    """
+    Answer *exchange* with what an engine says, in the stream that has begun if one has.
+
+    Raises:
+        RequestError: 404, the engine has no such path; 502, it died later; or its refusal, where a stream has begun.
+    """
+    upstream, endpoint = begun.upstream, begun.endpoint
+    if exchange.answer is not None and not begun.is_events:
+        raise _refusal(upstream.status, begun.first + (b"" if begun.is_whole else await read_whole(upstream, endpoint)))
     headers = returned(upstream.headers, exchange.request_id)
-    if exchange.waited_s is not None:
-        headers["X-Axiond-Queue-Wait-Ms"] = f"{exchange.waited_s * 1e3:.0f}"
-    if length is not None and length <= MOST_WHOLE_BYTES and not is_events:
-        body = await read_whole(upstream, endpoint)
-        if upstream.status == 404 and body == NO_SUCH_PATH:
+    headers.update(exchange.headers())
+    if begun.is_whole:
+        if upstream.status == 404 and begun.first == NO_SUCH_PATH:
             message = f"The model `{exchange.model}` does not answer {exchange.request.rel_url.raw_path}."
             raise RequestError(404, "unsupported_by_model", message, param="model")
         exchange.status = upstream.status
-        exchange.note(body, time.monotonic())
-        return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
-    first = await read_chunk(upstream, endpoint)
+        exchange.note(begun.first, time.monotonic())
+        return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=begun.first)
     if (answer := exchange.answer) is None:
         answer = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-        answer.content_length = length
-        await exchange.begin(answer, is_stream=is_events)
+        answer.content_length = upstream.content_length
+        await exchange.begin(answer, is_stream=begun.is_events)
     try:
-        await (_relay_events if is_events else _relay_bytes)(first, upstream, endpoint, answer, exchange)
+        await (_relay_events if begun.is_events else _relay_bytes)(begun.first, upstream, endpoint, answer, exchange)
     except EngineError as error:
         message = f"The engine died while answering; what came so far is not the whole answer. ({error})"
         raise RequestError(502, "engine_died", message) from error

@@ -22,8 +22,6 @@ from axiond.gateway.listing import list_models, not_ready_because, show_model
 from axiond.gateway.metrics import Metrics
 from axiond.gateway.openai import STORED_RESPONSE, Passthrough
 from axiond.gateway.relay import break_off
-from axiond.gateway.upstream import Upstreams
-from axiond.manifest.spec import Server
 from axiond.routing.paths import PATHS
 from axiond.routing.router import Router
 
@@ -34,10 +32,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 class Rest:
     """Answers every request of the REST endpoint. Knows which are running, so that a shutdown can end them."""
 
-    def __init__(self, router: Router, upstreams: Upstreams, server: Server, bodies: Bodies, metrics: Metrics) -> None:
-        self._router, self._metrics, self._bodies = router, metrics, bodies
+    def __init__(self, router: Router, passthrough: Passthrough, bodies: Bodies, metrics: Metrics) -> None:
+        self._router, self._passthrough, self._metrics, self._bodies = router, passthrough, metrics, bodies
         self._log = structlog.get_logger().bind()
-        self._passthrough = Passthrough(router, upstreams, server, bodies, self._log)
         self._running: dict[asyncio.Task[object], Exchange] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,7 +93,8 @@ class Rest:
     async def _answer(self, exchange: Exchange, path: str) -> web.StreamResponse:
         request = exchange.request
         if path not in OPEN_PATHS:
-            exchange.client = authorize(request.headers, self._router.table.api_keys) or request.remote or ""
+            exchange.key = authorize(request.headers, self._router.table.api_keys)
+            exchange.client = exchange.key or request.remote or ""
             if (timeout := request.headers.get("X-Request-Timeout")) is not None:
                 exchange.ends_at = exchange.began_at + _deadline_s(timeout)
         if path in PATHS:
@@ -143,6 +141,8 @@ class Rest:
             took_ms=round((now - exchange.began_at) * 1e3, 3),
             **({} if exchange.ttft_s is None else {"ttft_ms": round(exchange.ttft_s * 1e3, 3)}),
             **({} if exchange.waited_s is None else {"waited_ms": round(exchange.waited_s * 1e3, 3)}),
+            **({"route": exchange.route} if exchange.route else {}),
+            **({"routed": exchange.reason} if exchange.is_routed else {}),
             **({"reason": exchange.lost} if exchange.lost else {}),
         )
 
@@ -162,9 +162,7 @@ async def _refuse(exchange: Exchange, error: RequestError) -> web.StreamResponse
     exchange.status = error.status
     body = error_body(error, exchange.dialect, exchange.request_id)
     exchange.sent_bytes = len(body)
-    headers = {**error_headers(error), "Server": SERVER, "X-Request-ID": exchange.request_id}
-    if exchange.waited_s is not None:
-        headers["X-Axiond-Queue-Wait-Ms"] = f"{exchange.waited_s * 1e3:.0f}"
+    headers = {**error_headers(error), **exchange.headers(), "Server": SERVER, "X-Request-ID": exchange.request_id}
     response = web.Response(status=error.status, body=body, headers=headers)
     if error.status in (408, 413) or error.code == "overloaded":  # the body was not read to its end
         response.force_close()

@@ -17,29 +17,31 @@ HELD_BACK_S = 2.0  # errors keep their status so long
 NEWS_EVERY_S = 5.0
 
 
-async def wait_for_turn(ticket: Ticket, exchange: Exchange, body: bytes | None) -> Lease:
+async def wait_for_turn(ticket: Ticket, exchange: Exchange, body: bytes | None, most_s: float = math.inf) -> Lease | None:
     """
-    Return the lease; the caller enters it at once. Gives the place back when the client leaves.
+    Return the lease, which the caller enters at once; None after *most_s*. Gives the place back when the client leaves.
 
     Raises:
         RequestError: nothing can answer any more, or the request waited too long.
     """
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    ends_s, pause_s = began_s + ticket.most_s, HELD_BACK_S
+    ends_s, pause_s = began_s + min(most_s, ticket.most_s), HELD_BACK_S
     try:
         with ticket:
             while True:
                 if lease := await ticket.wait(min(ends_s - loop.time(), pause_s)):
                     return lease
                 if loop.time() >= ends_s:
+                    if most_s < ticket.most_s:
+                        return None
                     raise ticket.late()
                 if pause_s == HELD_BACK_S:
                     pause_s = NEWS_EVERY_S if _may_stream(exchange, body) else math.inf
                 if pause_s == NEWS_EVERY_S:
                     await _tell(exchange, ticket.place())
     finally:
-        exchange.waited_s = loop.time() - began_s
+        exchange.waited_s = (exchange.waited_s or 0.0) + loop.time() - began_s
 
 
 def _may_stream(exchange: Exchange, body: bytes | None) -> bool:
@@ -54,6 +56,7 @@ async def _tell(exchange: Exchange, place: Place) -> None:
             "Cache-Control": "no-store",
             "Server": SERVER,
             "X-Request-ID": exchange.request_id,
+            **exchange.headers(),
             **queue_headers(place.position, place.estimate_s),
         }
         await exchange.begin(web.StreamResponse(headers=headers), is_stream=True)

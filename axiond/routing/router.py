@@ -93,6 +93,13 @@ class Router:
         found = self._look(asked, failed)
         return found if isinstance(found, Lease) else self._enqueue(asked, found)
 
+    def lease_spare(self, model: str) -> Lease | None:
+        """An engine of *model* that has room which nobody waits for; nothing is woken or waited for."""
+        pool = self.table.pools.get(model)
+        if pool is None or model in self._queues or (endpoint := self._with_room(pool)) is None:
+            return None
+        return self._grant(pool, endpoint, Asked(model, 0.0))
+
     def distrust(self, key: EngineKey) -> None:
         """An engine failed a request: let no other in for a moment, in which the table will follow if it is dead."""
         self._distrusted.add(key)

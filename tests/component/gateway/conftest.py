@@ -16,9 +16,11 @@ from axiond.engine.engine import Endpoint
 from axiond.gateway.app import serve_rest
 from axiond.gateway.connection import MOST_BODIES_BYTES
 from axiond.gateway.metrics import Metrics
-from axiond.manifest.spec import ModelSpec, Route, Server
+from axiond.gateway.route import NO_AIDS, Aids
+from axiond.manifest.spec import Manifest, ModelSpec, Route, Server
 from axiond.reconcile.state import EngineKey
 from axiond.routing.router import Router
+from axiond.routing.rules import Rules
 from axiond.routing.table import Pool, RouteTable
 
 FAKE_ENGINE = Path(__file__).parents[2] / "fakes" / "fake_engine.py"
@@ -84,16 +86,25 @@ class Site:
         adapters = tuple(word.split("=")[0] for word in options if "=" in word)
         return Fake(Endpoint(key, name or model, socket=path, adapters=adapters), process)
 
-    def route(self, *fakes: Fake, routes: tuple[Route, ...] = (), specs: dict[str, ModelSpec] | None = None, **table: Any) -> None:
-        """Publish a table with these engines; *specs* adds models, also ones without an engine."""
+    def route(
+        self,
+        *fakes: Fake,
+        routes: tuple[Route, ...] = (),
+        specs: dict[str, ModelSpec] | None = None,
+        index: Any = None,
+        settings: dict[str, Any] | None = None,
+        **table: Any,
+    ) -> None:
+        """Publish a table with these engines; *specs* adds models, also ones without an engine, *settings* what else the manifest says."""
         models = {**{fake.endpoint.key.model: ModelSpec(source="/m") for fake in fakes}, **(specs or {})}
         pools = {
             model: Pool(model, spec, tuple(fake.endpoint for fake in fakes if fake.endpoint.key.model == model))
             for model, spec in models.items()
         }
-        names = {name: model for model, spec in models.items() for name in spec.names(model)}
-        generation = self.router.table.generation + 1
-        self.router.publish(RouteTable(generation, pools, names, {route.name: route for route in routes}, created=1, **table))
+        manifest = Manifest(models=models, routes=routes, **(settings or {}))
+        named = {route.name: route for route in routes}
+        rules, generation = Rules.of(manifest, index), self.router.table.generation + 1
+        self.router.publish(RouteTable(generation, pools, manifest.public_names(), named, created=1, rules=rules, **table))
 
     def change_pool(self, model: str, **changes: Any) -> None:
         table = self.router.table
@@ -118,12 +129,13 @@ async def open_site() -> AsyncIterator[SiteMaker]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gw")))
 
-        async def open_one(grace_s: float = 5.0, most_bodies_bytes: int = MOST_BODIES_BYTES, **settings: Any) -> Site:
+        async def open_one(grace_s: float = 5.0, most_bodies_bytes: int = MOST_BODIES_BYTES, aids: Aids = NO_AIDS, **settings: Any) -> Site:
             router = Router(lambda: None)
             metrics = Metrics(router)
             site = Site(router, metrics, folder, stack, server=Server(listen="127.0.0.1:0", **settings))
             await stack.enter_async_context(site.serving)
-            host, port = await site.serving.enter_async_context(serve_rest(router, site.server, metrics, grace_s, most_bodies_bytes))
+            serving = serve_rest(router, site.server, metrics, grace_s, most_bodies_bytes, aids=aids)
+            host, port = await site.serving.enter_async_context(serving)
             site.url = f"http://{host}:{port}"
             site.session = await stack.enter_async_context(aiohttp.ClientSession(site.url, timeout=aiohttp.ClientTimeout(DEADLINE_S)))
             return site

@@ -1,0 +1,85 @@
+"""Decide which models answer a request: drive the rules, and find out what they ask for."""
+
+import random
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from datetime import datetime
+from time import perf_counter
+
+from axiond.gateway.body import Ask
+from axiond.gateway.exchange import Exchange
+from axiond.routing.choose import candidates
+from axiond.routing.decision import Answer, Decision, Features, Question
+from axiond.routing.features import Needs, features
+from axiond.routing.router import Router
+from axiond.routing.rules import Rules, Scene, decide
+from axiond.routing.table import RouteTable
+
+Answerer = Callable[[Rules, Question, Features, bytes], Awaitable[Answer]]
+NOTHING = Needs()
+
+
+async def know_nothing(_rules: Rules, _question: Question, _features: Features, _body: bytes) -> Answer:
+    """Leave every question open."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Aids:
+    """
+    What routing has beside the rules.
+
+    *answer* finds out what a decision asks for, given the rules, the features and the body. *note* hears of every decision.
+    """
+
+    answer: Answerer = know_nothing
+    note: Callable[[Features, Decision], None] = lambda _features, _decision: None
+
+
+NO_AIDS = Aids()
+
+
+async def route(exchange: Exchange, ask: Ask, router: Router, aids: Aids) -> Decision:
+    """
+    Decide what becomes of a request; once, whatever it meets later.
+
+    Raises:
+        RequestError: 404 unknown name; 503 before any generation is served.
+    """
+    table = router.table
+    rules = table.rules or Rules()
+    is_plain = not rules.rules and (ask.name in table.names or not table.pools)
+    body = None if ask.form_type else ask.body
+    began_s = perf_counter()
+    seen = see(exchange, ask.name, body, rules, NOTHING if is_plain else rules.needs)
+    if is_plain:
+        decision = Decision(candidates(table, ask.name, 0.0), reason="name")
+    else:
+        decision = await drive(decide(rules, seen, scene(table, router)), rules, seen, body or b"", aids.answer)
+        exchange.decided_in_s = perf_counter() - began_s
+    aids.note(seen, decision)
+    return decision
+
+
+def see(exchange: Exchange, name: str, body: bytes | None, rules: Rules, needs: Needs) -> Features:
+    """The features of a request for *name*."""
+    request, key = exchange.request, exchange.key
+    return features(name, request.rel_url.raw_path, request.headers, exchange.client, key, rules.group_of(key), body, needs)
+
+
+def scene(table: RouteTable, router: Router) -> Scene:
+    """The circumstances of a decision made now."""
+    draw = random.random()  # noqa: S311  # spreads load, guards nothing
+    return Scene(table, draw, datetime.now().astimezone(), router.outlook_s)
+
+
+async def drive(deciding: Generator[Question, Answer, Decision], rules: Rules, seen: Features, body: bytes, answer: Answerer) -> Decision:
+    """Let a decision ask what it needs to know."""
+    known: Answer = None
+    while True:
+        try:
+            question = deciding.send(known)
+        except StopIteration as made:
+            decision: Decision = made.value
+            return decision
+        known = await answer(rules, question, seen, body)
