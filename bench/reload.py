@@ -129,7 +129,9 @@ class Edits:
         await self.follow(is_realised=True)
 
     async def weights(self) -> None:
-        self.daemon.manifest["routes"][0]["models"][0]["weight"] = 1 + self.count
+        share = 1 + self.count % 99
+        first, second = self.daemon.manifest["routes"][0]["models"]
+        first["weight"], second["weight"] = share, 100 - share
         await self.save()
 
     async def new_model(self) -> None:
@@ -202,7 +204,7 @@ def is_served(status: Status) -> bool:
 async def against_fakes(http: aiohttp.ClientSession, folder: Path) -> dict[str, Any]:
     (folder / "config.json").write_text("{}")
     models = {name: fake_model(str(folder), max_num_seqs=1) for name in ("a", "b")}
-    shares = [{"model": "a", "weight": 1}, {"model": "b", "weight": 1}]
+    shares = [{"model": "a", "weight": 50}, {"model": "b", "weight": 50}]
     manifest = {"models": models, "routes": [{"name": "mix", "models": shares, "fallback": ["b"]}]}
     async with running(folder, manifest, *FAKE, log_level="error") as daemon:
         tally, is_over = Tally(), asyncio.Event()

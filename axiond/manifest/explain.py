@@ -103,7 +103,9 @@ def _sentence(details: ErrorDetails, at: KeyPath) -> str:
 
 def _amount(at: KeyPath, limit: Any) -> str:
     _, annotation = _walk(at)
-    return ByteSize(limit).human_readable() if annotation is ByteSize else str(limit)
+    if annotation is ByteSize:
+        return ByteSize(limit).human_readable()
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
 
 
 def _instead(value: Any, joint: str = ", not ") -> str:
@@ -114,8 +116,17 @@ def _instead(value: Any, joint: str = ", not ") -> str:
 
 
 def _allowed(at: KeyPath, value: Any, details: ErrorDetails) -> str:
-    allowed = [str(value) for value in typing.get_args(_walk(at)[1])] or [details["ctx"]["expected"]]
+    allowed = list(_literals(_walk(at)[1])) or [details["ctx"]["expected"]]
     return f"{did_you_mean(str(value), allowed)} allowed: {', '.join(allowed)}".strip()
+
+
+def _literals(annotation: Any) -> Iterator[str]:
+    """The words that are allowed, also as items of a list."""
+    for part in typing.get_args(annotation):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from _literals(part)
 
 
 def _description(at: KeyPath) -> str:

@@ -22,6 +22,11 @@ class Gathered:
     problems: list[Problem] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no file is missing."""
+        return not self.problems and all(finding.at[:1] != ("include",) for finding in self.findings)
+
 
 def gather(root: Path, files: Files, environ: Mapping[str, str]) -> Gathered:
     gathered = Gathered()

@@ -66,7 +66,7 @@ def _load(root: Path, given: Mapping[Path, bytes], environ: Mapping[str, str]) -
         merged.findings,
         unknown_tables(gathered.documents),
         _find(merged, ((*found, None) for found in chain(_validate_defaults(merged), invalid))),
-        _find(merged, _clashes(tree, is_complete=not gathered.problems)),
+        _find(merged, _clashes(tree, is_complete=gathered.is_complete)),
     )
     problems = [*gathered.problems, *_place(list(islice(_distinct(findings), MAX_PROBLEMS + 1)))]
     if manifest is None or problems:
@@ -93,7 +93,7 @@ def _validate_defaults(merged: Merged) -> Iterator[Found]:
 
 
 def _clashes(tree: dict[str, Any], *, is_complete: bool) -> Iterator[Unplaced]:
-    for clash in check(tree["models"], tree["routes"], is_complete=is_complete):
+    for clash in check(tree, is_complete=is_complete):
         yield clash.at, clash.what, clash.remedy, clash.other
 
 

@@ -36,7 +36,7 @@ expect = "(?i)yes|\\u00fc"
 a.b = [1, 2.5, {c = true}]
 [[routes]]
 name = "r"
-models = [{model = "q2.5", weight = 0.5}]
+models = [{model = "q2.5", weight = 100}]
 """
 AS_JSON = json.dumps(tomllib.loads(EXAMPLE.decode()), ensure_ascii=False).encode()
 

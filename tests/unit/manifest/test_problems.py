@@ -250,8 +250,8 @@ ROUTES = {
         '6:12: routes[0].models[0].model: there is no model "tiny" (that is a name of the model "small"; routes lead to models)',
     ),
     "fallback": (
-        'models = [{model = "small"}]\nfallback = ["small", "zzz"]\n',
-        '7:22: routes[0].fallback[1]: there is no model "zzz" (models: small)',
+        'models = [{model = "small"}]\nfallback = ["zzz"]\n',
+        '7:13: routes[0].fallback[0]: there is no model "zzz" (models: small)',
     ),
 }
 
