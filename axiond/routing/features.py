@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from axiond.manifest.routes import Route
 from axiond.routing.decision import Features, Prompt
+from axiond.routing.language import language_of
 from axiond.routing.prompt import MOST_PARSED_BYTES, Said, parse
 from axiond.routing.skim import skim
 from axiond.routing.sticky import digest
@@ -89,6 +90,7 @@ def features(
         has_tools=said.has_tools,
         has_images=said.has_images,
         response_format=said.response_format,
+        language=language_of(text) if needs.language else "",
         prompt=_prompt(said, text, client, needs),
     )
 

@@ -24,7 +24,7 @@ class Said:
     What was read.
 
     *turns* are role and text, in their order; *rest* is text of no turn, like tools. *token_ids* counts what was given as
-    numbers. *conversation* is the name that the client gives it. Of a long body *unread_bytes* are missing.
+    numbers. *conversation* is the name that the client gives it. Of a long body only *read_bytes* were looked at.
     """
 
     turns: list[tuple[str, str]] = field(default_factory=list)
@@ -36,6 +36,7 @@ class Said:
     has_images: bool = False
     response_format: str = "text"
     conversation: str = ""
+    read_bytes: int = 0
     unread_bytes: int = 0
 
     def text(self) -> str:

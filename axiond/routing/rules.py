@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from axiond.errors import RequestError
 from axiond.manifest.routes import Auto, Failure, Route, Sticky
 from axiond.manifest.spec import Manifest
+from axiond.routing import language
 from axiond.routing.auto import score_models
 from axiond.routing.choose import LONGEST_NAME, can_answer, candidates, draw_model, known_models
 from axiond.routing.conditions import Bounds, Case, Test, asks_for, conditions, identity, names_in
@@ -74,9 +75,12 @@ class Rules:
         scores_domains = bool(manifest.domains) and any(spec.fit for spec in manifest.models.values())
         names = [name for route in manifest.routes for name in (names_in(route.when.model) if route.when else [route.name])]
         groups = [*manifest.server.key_groups.items()]
+        needs = needs_of(manifest.routes, scores_domains)
+        if needs.language:
+            language.load()  # now, so that no request waits for it
         return cls(
             tuple(map(Rule.of, manifest.routes)),
-            needs_of(manifest.routes, scores_domains),
+            needs,
             manifest.auto,
             index,
             tuple(dict.fromkeys(names)),

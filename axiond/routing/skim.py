@@ -36,10 +36,11 @@ class _Field:
 def skim(body: bytes) -> Said:
     """What *body* seems to say; never raises, and takes no longer for a longer one."""
     head = body[:WINDOW_BYTES].decode("utf-8", "ignore")
-    tail_starts = _outside_escape(body, max(len(head.encode()), len(body) - WINDOW_BYTES))
+    tail_starts = _outside_escape(body, max(WINDOW_BYTES, len(body) - WINDOW_BYTES))
     tail = body[tail_starts:].decode("utf-8", "ignore")
     windows = (head, tail)
-    said = Said(unread_bytes=max(0, tail_starts - len(head.encode())))
+    unread_bytes = max(0, tail_starts - WINDOW_BYTES)
+    said = Said(read_bytes=len(body) - unread_bytes, unread_bytes=unread_bytes)
     said.is_stream = any(_STREAM.search(window) for window in windows)
     said.has_tools = any(_TOOLS.search(window) for window in windows)
     said.is_chat = any(_IS_CHAT.search(window) for window in windows)
