@@ -13,7 +13,7 @@ import typer
 from rich.console import RenderableType
 from rich.live import Live
 
-from axiond import __version__
+from axiond import __version__, routecli
 from axiond.client import AdminClient
 from axiond.cpumap import cpus_report
 from axiond.engine.check import check_engine_args
@@ -48,6 +48,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(routecli.app, name="route", rich_help_panel="Look")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import orjson
 from pydantic import ValidationError
 
 from axiond.errors import DaemonRefused, DaemonUnreachable, Place, Problem
-from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, RouteExplanation, RouteQuestion, Status
 
 _ANSWER_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
@@ -48,6 +48,11 @@ class AdminClient:
     async def plan(self, text: bytes, content_type: str) -> PlanReport:
         """What the manifest *text* would do."""
         return await self._ask(PlanReport, "POST", "/admin/v1/plan", data=text, headers={"Content-Type": content_type})
+
+    async def explain(self, asked: RouteQuestion) -> RouteExplanation:
+        """How a request would be routed, and why."""
+        headers = {"Content-Type": "application/json"}
+        return await self._ask(RouteExplanation, "POST", "/admin/v1/route:explain", data=asked.model_dump_json(), headers=headers)
 
     async def reload(self, *, wait: bool, timeout_s: float) -> ReloadReport:
         """Read the manifest again; with *wait*, return once it is realised or refused, or after *timeout_s*."""

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
@@ -17,7 +16,9 @@ from axiond.cpumap import cpus_report
 from axiond.engine.forkclient import ForkServer
 from axiond.errors import DomainsError, ManifestError, RequestError
 from axiond.events import Events
+from axiond.explain import explain
 from axiond.gateway.listing import pool_state
+from axiond.gateway.route import scene
 from axiond.manifest.files import replace_file
 from axiond.manifest.load import Loaded, load, parse
 from axiond.manifest.spec import Manifest
@@ -37,17 +38,22 @@ from axiond.report import (
     ModelReport,
     PlanReport,
     ReloadReport,
+    RouteExplanation,
+    RouteQuestion,
     SourceReport,
     Status,
 )
 from axiond.resources.cores import differences
 from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
+from axiond.routing.answers import Answers
+from axiond.routing.rules import Rules
 from axiond.routing.table import Pool
+from axiond.semantic.classify import Classifier
+from axiond.semantic.index import SemanticIndex
 from axiond.semantic.prepare import Prepared, Semantics
 
-if TYPE_CHECKING:
-    from axiond.semantic.index import SemanticIndex
+EXPLAIN_WITHIN_S = 10.0
 
 
 class Control:
@@ -149,7 +155,7 @@ class Control:
         self._newest_read = max(number, self._newest_read)
         return number == self._newest_read
 
-    async def _prepare(self, loaded: Loaded) -> "SemanticIndex | None":
+    async def _prepare(self, loaded: Loaded) -> SemanticIndex | None:
         """What tells the manifest's domains. Raises ManifestError."""
         try:
             return await self._semantics.prepare(loaded.manifest)
@@ -206,6 +212,17 @@ class Control:
         expected = {digest: observed.predictions.get(digest, prediction) for digest, prediction in expected.items()}
         budget_bytes = memory.budget_bytes(loaded.manifest.server.memory_budget, held_bytes(observed, ()))
         return preview(reconciler.newest_number + 1, served, loaded.manifest, replace(observed, budget_bytes=budget_bytes), expected)
+
+    async def explain(self, asked: RouteQuestion) -> RouteExplanation:
+        """How a request would be routed now. Raises RequestError."""
+        router, generation = self._reconciler.router, self._reconciler.serving
+        classifier = Classifier(EXPLAIN_WITHIN_S)  # one of its own: what is explained is neither counted nor remembered
+        try:
+            rules = router.table.rules or Rules()
+            explanation = await explain(asked, rules, scene(router.table, router), Answers(classifier))
+        finally:
+            classifier.close()
+        return explanation.model_copy(update={"lack": generation.lack}) if generation else explanation
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         return self._events.follow()

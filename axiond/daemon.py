@@ -33,6 +33,7 @@ from axiond.events import Events
 from axiond.gateway.app import serve_admin, serve_rest
 from axiond.gateway.listen import inherited_sockets, listen
 from axiond.gateway.metrics import Metrics
+from axiond.gateway.route import Aids
 from axiond.manifest.spec import ModelSpec, Server
 from axiond.manifest.store import LastGood, state_folder
 from axiond.manifest.watch import watch
@@ -48,6 +49,8 @@ from axiond.resources.estimate import Prediction
 from axiond.resources.measured import MeasuredStore
 from axiond.resources.memory import Memory
 from axiond.resources.topology import read_topology
+from axiond.routing.answers import Answers
+from axiond.semantic.classify import Classifier
 from axiond.semantic.prepare import Semantics
 from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch, fetch_encoder
@@ -132,6 +135,7 @@ class _Daemon:
         self._semantics = Semantics(lambda source: fetch_encoder(source, server.state_dir))
         self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement, self._semantics)
         self._metrics = Metrics(self._reconciler.router, self._control.last_status)
+        self._classifier = Classifier()
         self._is_over = asyncio.Event()
 
     async def serve(self, listener: socket.socket, found: Sequence[AdoptedEngine]) -> None:
@@ -144,7 +148,8 @@ class _Daemon:
         self._hear_signals()
         self._tasks.create_task(asyncio.to_thread(cache.sweep, self._server.state_dir))
         telling = [self._tasks.create_task(work) for work in self._tell()]
-        rest = serve_rest(self._reconciler.router, self._server, self._metrics, listener=listener)
+        aids = Aids(Answers(self._classifier))
+        rest = serve_rest(self._reconciler.router, self._server, self._metrics, listener=listener, aids=aids)
         async with serve_admin(self._control, self._admin_socket(), self._metrics):
             await self._control.start(self._boot)
             deciding = [self._tasks.create_task(work) for work in self._decide()]
@@ -153,6 +158,7 @@ class _Daemon:
                 self._events.emit(log.DAEMON_BEGAN_STOPPING)
                 self._announcer.stopping()
         await _cancel(deciding)
+        self._classifier.close()
         await self._semantics.close()
         if self._keep_s is None:
             await executor.stop_all()

@@ -29,8 +29,12 @@ from axiond.report import (
     MemoryReport,
     ModelReport,
     PlanReport,
+    RouteExplanation,
+    RuleTried,
+    ScoreReport,
     SourceReport,
     Status,
+    VerdictReport,
 )
 from axiond.resources.machine import format_cpu_list
 
@@ -46,6 +50,7 @@ _VERDICT_WORDS: Final = {
 _MAX_VALUE_CHARS: Final = 60
 _MAX_REASON_CHARS: Final = 160
 _MAX_TAIL_LINES: Final = 10
+_MAX_DOMAINS: Final = 8
 
 
 def status_view(status: Status, now: datetime, *, with_kernels: bool = False) -> RenderableType:
@@ -160,6 +165,82 @@ def duration(seconds: float) -> str:
         if whole >= unit_s:
             return f"{whole // unit_s}{unit}{whole % unit_s // part_s:02d}{part}"
     return f"{whole}s"
+
+
+def route_view(found: RouteExplanation) -> RenderableType:
+    """What `axiond route explain` shows: the request, every rule tried, what it is about, how models score, what becomes of it."""
+    parts: list[RenderableType] = [_asked(found)]
+    if found.tried:
+        parts.append(_rules_tried(found.tried))
+    if found.verdict:
+        parts.append(_about(found.verdict))
+    if found.scores:
+        parts.append(_scores(found.scores))
+    parts.append(_decision(found))
+    return Group(*[line for part in parts for line in (part, "")][:-1])
+
+
+def _asked(found: RouteExplanation) -> Text:
+    seen = found.features
+    words = [f"about {seen.tokens:,} tokens ({seen.least_tokens:,} to {seen.most_tokens:,})"]
+    words += [f"language {seen.language}"] if seen.language else []
+    words += [word for word, is_so in (("stream", seen.stream), ("tools", seen.tools), ("images", seen.images)) if is_so]
+    words += [seen.response_format] if seen.response_format != "text" else []
+    words += [f"key group {seen.key_group}"] if seen.key_group else []
+    by = f"generation {found.generation}" if found.generation else "the manifest alone"
+    lack = ("\n" + found.lack, "bold red") if found.lack else ""
+    return Text.assemble((seen.model, "bold"), f" on {seen.path}, by {by}\n{', '.join(words)}", lack)
+
+
+def _rules_tried(tried: Iterable[RuleTried]) -> Table:
+    table = _table("Rule", "Matches", "Condition", "Wants", "Met", "Holds")
+    for rule in tried:
+        rows = [(it.name, _value(it.wants), _value(it.met), _yes(it.holds)) for it in rule.conditions]
+        for index, row in enumerate(rows or [("", "", "", Text())]):
+            table.add_row("" if index else rule.route, Text() if index else _yes(rule.matched), *row)
+    return table
+
+
+def _yes(holds: bool | None) -> Text:
+    return Text("?", "yellow") if holds is None else Text("yes", "green") if holds else Text("no", "dim")
+
+
+def _about(verdict: VerdictReport) -> RenderableType:
+    read = f", {verdict.tokens} tokens read" if verdict.tokens else ""
+    best = sorted(verdict.scores.items(), key=lambda found: -found[1])[:_MAX_DOMAINS]
+    scores = ", ".join(f"{domain} {score:.2f}" for domain, score in best)
+    return Text.assemble("About: ", (verdict.domain or "no domain", "bold"), f" ({verdict.stage}{read})", f"\n{scores}" if scores else "")
+
+
+def _scores(scores: Iterable[ScoreReport]) -> Table:
+    table = _table("Model", ">Score", ">Fit", ">Wait", ">Cost")
+    for found in scores:
+        wait = "none can answer" if not found.can_answer else "?" if found.wait_s is None else duration(math.ceil(found.wait_s))
+        table.add_row(found.model, f"{found.score:.3f}", f"{found.fit:.2f}", wait, f"{found.cost:g}")
+    return table
+
+
+def _decision(found: RouteExplanation) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    if found.refusal:
+        table.add_row("Refused", Text(f"{found.refusal[0]}: {found.refusal[1]}", "red"))
+    else:
+        first, *rest = found.models or ("nobody",)
+        when = f" on {', '.join(found.fallback_on)}" if found.fallback_on else ""
+        table.add_row("Answers", Text.assemble((first, "bold green"), f", or else {', '.join(rest)}{when}" if rest else ""))
+    limits = [(found.timeout_s, "answer begun within"), (found.max_wait_s, "turn within")]
+    rows = [
+        ("Route", found.route or "none: by the name alone"),
+        ("Reason", found.reason),
+        ("Limits", ", ".join(f"{word} {seconds:g} s" for seconds, word in limits if seconds is not None)),
+        ("Shadow", found.shadow),
+        ("Sets", ", ".join(f"{name}={_value(value)}" for name, value in found.rewrites.items())),
+        ("Took", ", ".join(f"{step.step} {step.took_us:,.0f} µs" for step in found.steps)),
+    ]
+    for name, value in rows:
+        if value:
+            table.add_row(name, value)
+    return table
 
 
 def _headline(status: Status) -> Text:

@@ -9,12 +9,13 @@ import orjson
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
 
 from axiond import log
 from axiond.errors import ManifestError, Problem, RequestError
 from axiond.gateway.envelope import Dialect, error_body, error_headers
 from axiond.gateway.metrics import Metrics
-from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, RouteExplanation, RouteQuestion, Status
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 KEEP_ALIVE_S = 15.0
@@ -43,6 +44,10 @@ class Control(Protocol):
 
     async def reload(self, wait: bool = False, timeout_s: float | None = None) -> ReloadReport: ...
 
+    async def explain(self, asked: RouteQuestion) -> RouteExplanation:
+        """How a request would be routed. Raises RequestError."""
+        ...
+
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Follow events; drops the oldest for a reader that is too slow."""
         ...
@@ -61,6 +66,7 @@ def build_admin(control: Control, metrics: Metrics) -> web.Application:
         web.get("/admin/v1/manifest", admin.get_manifest),
         web.put("/admin/v1/manifest", admin.put_manifest),
         web.post("/admin/v1/reload", admin.reload),
+        web.post("/admin/v1/route:explain", admin.explain),
         web.get("/admin/v1/events", admin.events, allow_head=False),
     ])  # fmt: skip
     return app
@@ -84,6 +90,15 @@ class _Admin:
 
     async def plan(self, request: web.Request) -> web.Response:
         return _report(await self._control.plan(await request.read(), request.content_type == "application/json"))
+
+    async def explain(self, request: web.Request) -> web.Response:
+        try:
+            asked = RouteQuestion.model_validate_json(await request.read())
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_input=False)[0]
+            what = ".".join(map(str, first["loc"]))
+            raise RequestError(400, "invalid_question", f"{what}: {first['msg']}" if what else first["msg"], param=what or None) from exc
+        return _report(await self._control.explain(asked))
 
     async def get_manifest(self, request: web.Request) -> web.Response:
         text, etag = await self._control.manifest()

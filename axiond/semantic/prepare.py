@@ -5,16 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from axiond.errors import DomainsError, SourceError
 from axiond.manifest.routes import Domain, Semantic
 from axiond.manifest.spec import Manifest
 from axiond.semantic.encoder import Encoder
-
-if TYPE_CHECKING:
-    from axiond.semantic.index import SemanticIndex
+from axiond.semantic.index import SemanticIndex, build_index
 
 DEADLINE_S = 300.0
 BOOT_DEADLINE_S = 10.0  # clients wait meanwhile
@@ -23,14 +20,14 @@ REMEDY = "name a sentence-transformers folder or pypi:PACKAGE, or leave it out: 
 
 Fetch = Callable[[str], Awaitable[Path]]
 Load = Callable[[Path], Encoder]
-Build = Callable[[Mapping[str, Domain], Semantic, Encoder | None], "SemanticIndex"]
+Build = Callable[[Mapping[str, Domain], Semantic, Encoder | None], SemanticIndex]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """An index, and why it has no embedding model although the manifest names one."""
 
-    index: "SemanticIndex | None" = None
+    index: SemanticIndex | None = None
     error: DomainsError | None = None
 
     @property
@@ -49,14 +46,14 @@ class Semantics:
         fetch: brings an embedding model onto this machine. Raises SourceError.
     """
 
-    def __init__(self, fetch: Fetch, load: Load = Encoder.load, build: Build | None = None) -> None:
-        self._fetch, self._load, self._build = fetch, load, build or _build
+    def __init__(self, fetch: Fetch, load: Load = Encoder.load, build: Build = build_index) -> None:
+        self._fetch, self._load, self._build = fetch, load, build
         self._encoders: WeakValueDictionary[str, Encoder] = WeakValueDictionary()
         self._indexes: WeakValueDictionary[str, SemanticIndex] = WeakValueDictionary()
         self._making: dict[str, asyncio.Task[SemanticIndex]] = {}
         self._turn = asyncio.Lock()
 
-    async def prepare(self, manifest: Manifest, within_s: float = DEADLINE_S) -> "SemanticIndex | None":
+    async def prepare(self, manifest: Manifest, within_s: float = DEADLINE_S) -> SemanticIndex | None:
         """
         The index for a manifest's domains; None where it has none.
 
@@ -98,12 +95,12 @@ class Semantics:
             making.cancel()
         await asyncio.gather(*makings, return_exceptions=True)
 
-    def _made(self, content: str, making: "asyncio.Task[SemanticIndex]") -> None:
+    def _made(self, content: str, making: asyncio.Task[SemanticIndex]) -> None:
         del self._making[content]
         if not making.cancelled():
             making.exception()  # whoever waits is told; nobody may
 
-    async def _make(self, content: str, manifest: Manifest) -> "SemanticIndex":
+    async def _make(self, content: str, manifest: Manifest) -> SemanticIndex:
         source = manifest.semantic.embedding_model
         encoder = self._encoders.get(source) if source else None
         folder = await self._folder(source) if source and not encoder else None
@@ -132,9 +129,3 @@ class Semantics:
             raise DomainsError(AT, f"{source} cannot be loaded: {exc!r}", REMEDY) from exc
         self._encoders[source] = encoder
         return encoder
-
-
-def _build(domains: Mapping[str, Domain], semantic: Semantic, encoder: Encoder | None) -> "SemanticIndex":
-    from axiond.semantic.index import build_index
-
-    return build_index(domains, semantic, encoder)
