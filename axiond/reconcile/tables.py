@@ -41,6 +41,8 @@ def route_table(
         queue_timeout_s=server.queue_timeout_s,
         api_keys=frozenset(key.get_secret_value() for keys in (server.api_keys, *server.key_groups.values()) for key in keys),
         rules=generation.rules,
+        replay_requests=server.replay_requests,
+        keep_prompts=server.keep_prompts,
     )
 
 

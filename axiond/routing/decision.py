@@ -82,7 +82,8 @@ class Decision:
     What becomes of a request.
 
     *models*: the chosen one first, then those to fall back on. *route* is "" where no rule matched and the name alone
-    decided. *reason* is one line of ASCII. *refusal* is status and message.
+    decided. *reason* is one line of ASCII. *refusal* is status and message. *counts* are the prompt's tokens for each model
+    that was asked about.
     """
 
     models: tuple[str, ...] = ()
@@ -96,6 +97,7 @@ class Decision:
     system_prompt: SystemPrompt | None = None
     refusal: tuple[int, str] | None = None
     verdict: Verdict | None = None
+    counts: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -196,7 +196,9 @@ class _Trial:
         route = rule.route
         if route.refuse:
             refusal = (route.refuse.status, route.refuse.message)
-            return Decision(route=route.name, reason=self._reason(rule, "refuse"), refusal=refusal, verdict=self.verdict)
+            return Decision(
+                route=route.name, reason=self._reason(rule, "refuse"), refusal=refusal, verdict=self.verdict, counts=self.counts
+            )
         models, how = yield from self._choose(route)
         if (canary := route.canary) and self._share("canary", route, canary.sticky) < canary.percent:
             models, how = (canary.model, *models), "canary"
@@ -214,12 +216,15 @@ class _Trial:
             sampling=route.sampling.given,
             system_prompt=route.system_prompt,
             verdict=self.verdict,
+            counts=self.counts,
         )
 
     def by_name(self) -> Generator[Question, Answer, Decision]:
         """The decision for a request that no rule takes."""
         models, how = yield from self._asked_for()
-        return Decision(models, reason=how, fallback_on=ANY_FAILURE if len(models) > 1 else frozenset(), verdict=self.verdict)
+        return Decision(
+            models, reason=how, fallback_on=ANY_FAILURE if len(models) > 1 else frozenset(), verdict=self.verdict, counts=self.counts
+        )
 
     def ask_domain(self) -> Generator[Question, Answer, Verdict | None]:
         """What the prompt is about; None where nobody can tell. Asked once."""

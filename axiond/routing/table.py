@@ -44,6 +44,8 @@ class RouteTable:
     queue_timeout_s: float = 120.0
     api_keys: frozenset[str] = frozenset()
     rules: "Rules | None" = None
+    replay_requests: int = 0
+    keep_prompts: bool = False
 
     @property
     def serves_any(self) -> bool:
