@@ -145,8 +145,10 @@ class Semantic(Spec):
     """How the domain of a prompt is found: by keywords, and by embeddings where they are not sure."""
 
     embedding_model: Text | None = live(None, "A sentence-transformers folder, or pypi:PACKAGE; without one, keywords alone tell domains.")
-    keyword_threshold: float = live(0.8, "Score of the keywords from which no embedding is computed.", ge=0, le=1)
-    threshold: float = live(0.3, "Score of the embedding below which a prompt has no domain.", ge=0, le=1)
+    keyword_threshold: float = live(0.8, "Score of the keywords from which no embedding is computed: one scores 0.67, two that agree 0.8.", ge=0, le=1)
+    threshold: float = live(
+        0.25, "Score of the embedding below which a prompt has no domain: 1 is a text like its examples, 0 one unlike all.", ge=0, le=1
+    )
     margin: float = live(0.1, "Lead over the second domain below which more of a long prompt is read.", ge=0, le=1)
     cache_entries: int = live(10_000, "Embeddings that are remembered, by the text's hash.", ge=0, le=1_000_000)
 

@@ -156,7 +156,7 @@ def test_domains_and_scores_are_told_field_by_field() -> None:
         live("domains.a.keywords", ["x"], ["y"]),
         live("domains.b", {"description": "b"}, None),
         live("domains.c", None, {"examples": ["c"]}),
-        live("semantic.threshold", 0.3, 0.5),
+        live("semantic.threshold", 0.25, 0.5),
     )
     assert auto_changes(old.auto, new.auto) == (live("auto.residency", True, False),)
     assert (domain_changes(new, new), auto_changes(new.auto, new.auto)) == ((), ())
