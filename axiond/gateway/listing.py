@@ -1,8 +1,11 @@
 """What `/v1/models` and `/readyz` say about a routing table."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from axiond.errors import RequestError
+from axiond.manifest.spec import Route
+from axiond.routing.features import AUTO
 from axiond.routing.table import Pool, RouteTable
 
 Entry = dict[str, Any]
@@ -10,12 +13,13 @@ Entry = dict[str, Any]
 
 def list_models(table: RouteTable) -> dict[str, Any]:
     """Every name a request may use, in OpenAI's shape, with its state under `axiond`."""
-    return {"object": "list", "data": [_entry(table, name) for name in (*table.names, *table.routes)]}
+    names = (*table.names, *_routed(table), *((AUTO,) if _has_auto(table) else ()))
+    return {"object": "list", "data": [_entry(table, name) for name in names]}
 
 
 def show_model(table: RouteTable, name: str) -> Entry:
     """One name. Raises RequestError 404."""
-    if name not in table.names and name not in table.routes:
+    if name not in table.names and name not in _routed(table) and not (name == AUTO and _has_auto(table)):
         raise RequestError(404, "model_not_found", f"The model `{name[:128]}` does not exist.", param="model")
     return _entry(table, name)
 
@@ -39,8 +43,23 @@ def pool_state(pool: Pool) -> str:
 
 def _entry(table: RouteTable, name: str) -> Entry:
     entry = {"id": name, "object": "model", "created": table.created, "owned_by": "axiond"}
-    model = table.names.get(name)
-    return {**entry, "axiond": _route(table, name) if model is None else _model(table.pools[model], name)}
+    if model := table.names.get(name):
+        return {**entry, "axiond": _model(table.pools[model], name)}
+    return {**entry, "axiond": _route(table, route) if (route := _routed(table).get(name)) else _auto(table)}
+
+
+def _routed(table: RouteTable) -> dict[str, Route]:
+    """Names that are no model's, and the first route that answers to each: its own name, or one that it waits for."""
+    found: dict[str, Route] = {}
+    for route in table.routes.values():
+        for name in route.when.model if route.when else (route.name,):
+            if route.models and "*" not in name and name not in table.names:
+                found.setdefault(name, route)
+    return found
+
+
+def _has_auto(table: RouteTable) -> bool:
+    return bool(table.pools) and AUTO not in table.names and AUTO not in table.routes
 
 
 def _model(pool: Pool, name: str) -> Entry:
@@ -49,9 +68,15 @@ def _model(pool: Pool, name: str) -> Entry:
     return {"kind": kind, "parent": parent, "root": pool.spec.source, "state": pool_state(pool), "reason": pool.reason}
 
 
-def _route(table: RouteTable, name: str) -> Entry:
-    route = table.routes[name]
-    models = [share.model for share in route.models]
-    states = [pool_state(table.pools[model]) for model in (*models, *route.fallback) if model in table.pools]
-    best = next((state for state in ("ready", "starting", "unloaded") if state in states), "unavailable")
-    return {"kind": "route", "models": models, "fallback": list(route.fallback), "state": best}
+def _route(table: RouteTable, route: Route) -> Entry:
+    models, fallback = [share.model for share in route.models], list(route.fallback)
+    return {"kind": "route", "models": models, "fallback": fallback, "state": _best_state(table, (*models, *fallback))}
+
+
+def _auto(table: RouteTable) -> Entry:
+    return {"kind": "auto", "models": [*table.pools], "state": _best_state(table, table.pools)}
+
+
+def _best_state(table: RouteTable, models: Iterable[str]) -> str:
+    states = {pool_state(table.pools[model]) for model in models if model in table.pools}
+    return next((state for state in ("ready", "starting", "unloaded") if state in states), "unavailable")

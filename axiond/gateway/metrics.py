@@ -11,6 +11,7 @@ from axiond.gateway.routemetrics import RouteMetrics
 from axiond.gateway.shadow import Shadow
 from axiond.report import Status
 from axiond.routing.router import Router
+from axiond.semantic.classify import Classifier
 
 _FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _EACH_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 2)
@@ -29,7 +30,7 @@ class Metrics:
     removed model go with it.
     """
 
-    def __init__(self, router: Router, status: Callable[[], Status] | None = None) -> None:
+    def __init__(self, router: Router, status: Callable[[], Status] | None = None, classifier: Classifier | None = None) -> None:
         self._router = router
         self._models: dict[str, _ModelSeries] = {}
         self.registry = registry = CollectorRegistry()
@@ -65,7 +66,7 @@ class Metrics:
         self._reloads = Counter("axiond_reloads", "Manifest changes by how they ended.", ["outcome"], registry=registry)
         self._reload_s = Histogram("axiond_reload_seconds", "From reading a manifest to its end.", buckets=_RELOAD_S, registry=registry)
         self._routes = RouteMetrics(registry)
-        registry.register(_Now(router, status))
+        registry.register(_Now(router, status, classifier))
         ProcessCollector(registry=registry)
 
     def request_ended(self, exchange: Exchange, now: float) -> None:
@@ -153,8 +154,8 @@ class _ModelSeries:
 class _Now(Collector):
     """Gauges that are read when somebody looks."""
 
-    def __init__(self, router: Router, status: Callable[[], Status] | None) -> None:
-        self._router, self._status = router, status
+    def __init__(self, router: Router, status: Callable[[], Status] | None, classifier: Classifier | None) -> None:
+        self._router, self._status, self._classifier = router, status, classifier
 
     def collect(self) -> Iterator[Metric]:
         table = self._router.table
@@ -175,6 +176,10 @@ class _Now(Collector):
         yield GaugeMetricFamily("axiond_generation", "The generation served.", value=table.generation)
         yield from self._engines()
         yield from self._residence()
+        if self._classifier:
+            hits, misses = self._classifier.hits, self._classifier.misses
+            yield CounterMetricFamily("axiond_embedding_cache_hits", "Prompts whose embedding was remembered.", value=hits)
+            yield CounterMetricFamily("axiond_embedding_cache_misses", "Prompts whose embedding was not remembered.", value=misses)
 
     def _residence(self) -> Iterator[Metric]:
         loads = CounterMetricFamily("axiond_model_loads", "Engines started for a model.", labels=["model"])

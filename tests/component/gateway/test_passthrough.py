@@ -138,6 +138,7 @@ async def test_models_lists_every_name_with_its_state(site: Site) -> None:
         "poet": ("adapter", "ready"),
         "lazy": ("model", "unloaded"),
         "route": ("route", "ready"),
+        "auto": ("auto", "ready"),
     }
     assert (listed["poet"]["parent"], listed["m"]["parent"], listed["m"]["root"]) == ("m", None, "/m")
     async with site.session.get("/v1/models/alias") as answer:
