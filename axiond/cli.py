@@ -17,8 +17,8 @@ from axiond import __version__, routecli
 from axiond.client import AdminClient
 from axiond.cpumap import cpus_report
 from axiond.engine.check import check_engine_args
-from axiond.errors import AxiondError, DaemonUnreachable, ManifestError, Place, Problem
-from axiond.manifest.load import load
+from axiond.errors import AxiondError, DaemonUnreachable, DomainsError, ManifestError, Place, Problem
+from axiond.manifest.load import Loaded, load
 from axiond.manifest.schema import json_schema
 from axiond.manifest.spec import Manifest as ManifestSpec
 from axiond.manifest.store import LastGood, state_folder
@@ -32,6 +32,7 @@ from axiond.resources.budget import read_room
 from axiond.resources.fit import empty_budget_bytes, expectations
 from axiond.resources.measured import MeasuredStore
 from axiond.resources.topology import read_topology
+from axiond.semantic.check import check_encoder
 from axiond.terminal import complain, console, counted, put, put_line
 
 _REFRESH_S: Final = 1.0
@@ -109,7 +110,7 @@ def check(
     """
     problems: Sequence[Problem] = ()
     try:
-        loaded = load(manifest)
+        loaded = _load(manifest)
         if engine:
             problems = asyncio.run(_check_engines(manifest, loaded.manifest))
         if lack := fit.problem(loaded.manifest):
@@ -217,6 +218,16 @@ def events(manifest: ManifestOption = DEFAULT_MANIFEST, socket: Socket = None, a
     raise typer.Exit(run(_events(find_socket(socket, manifest), as_json)))
 
 
+def _load(manifest: Path) -> Loaded:
+    """Raises ManifestError, also for an embedding model that is missing."""
+    loaded = load(manifest)
+    try:
+        check_encoder(loaded.manifest)
+    except DomainsError as exc:
+        raise loaded.refusal(exc.at, exc.problem, exc.remedy) from exc
+    return loaded
+
+
 async def _check_engines(manifest: Path, loaded: ManifestSpec) -> Sequence[Problem]:
     found = await check_engine_args(loaded.models)
     return [Problem(Place(str(manifest), field=f"models.{name}"), f"vLLM refuses it: {what}") for name, what in found.items()]
@@ -238,7 +249,7 @@ async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
 
 
 def _plan_alone(manifest: Path) -> tuple[str, PlanReport]:
-    candidate = load(manifest).manifest
+    candidate = _load(manifest).manifest
     expected = expectations(candidate, MeasuredStore(candidate.server.state_dir))
     observed = Observed(budget_bytes=empty_budget_bytes(candidate.server.memory_budget, read_room()))
     stored, _ = LastGood(state_folder(), manifest.absolute()).load()

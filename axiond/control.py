@@ -51,9 +51,10 @@ from axiond.routing.rules import Rules
 from axiond.routing.table import Pool
 from axiond.semantic.classify import Classifier
 from axiond.semantic.index import SemanticIndex
-from axiond.semantic.prepare import Prepared, Semantics
+from axiond.semantic.prepare import DEADLINE_S, Prepared, Semantics
 
 EXPLAIN_WITHIN_S = 10.0
+PLAN_WITHIN_S = 20.0  # whoever asked waits for 30
 
 
 class Control:
@@ -155,10 +156,10 @@ class Control:
         self._newest_read = max(number, self._newest_read)
         return number == self._newest_read
 
-    async def _prepare(self, loaded: Loaded) -> SemanticIndex | None:
+    async def _prepare(self, loaded: Loaded, within_s: float = DEADLINE_S) -> SemanticIndex | None:
         """What tells the manifest's domains. Raises ManifestError."""
         try:
-            return await self._semantics.prepare(loaded.manifest)
+            return await self._semantics.prepare(loaded.manifest, within_s)
         except DomainsError as exc:
             raise _placed(loaded, exc) from exc
 
@@ -204,6 +205,7 @@ class Control:
     async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What *text* would do. Raises ManifestError."""
         loaded = await asyncio.to_thread(parse, text, self.path.with_suffix(".json" if is_json else ".toml"))
+        await self._prepare(loaded, PLAN_WITHIN_S)
         reconciler, memory = self._reconciler, self._reconciler.memory
         served = reconciler.serving.manifest if reconciler.serving else Manifest()
         expected = await asyncio.to_thread(expectations, loaded.manifest, memory.measured)

@@ -95,9 +95,9 @@ def body_of(asked: RouteQuestion) -> dict[str, Any]:
 def _name_of(body: Mapping[str, Any], scene: Scene) -> str:
     if isinstance(name := body.get("model"), str) and name:
         return name
-    if len(scene.table.pools) == 1:
-        return next(iter(scene.table.names), "")
-    raise RequestError(400, "missing_model", "Several models are served: say which `model`, or ask for `auto`.", param="model")
+    if len(scene.table.pools) != 1 and scene.table.generation:
+        raise RequestError(400, "missing_model", "Several models are served: say which `model`, or ask for `auto`.", param="model")
+    return next(iter(scene.table.names), "")
 
 
 class _Watch:

