@@ -135,6 +135,11 @@ class Executor:
             case _:
                 assert_never(action)
 
+    def folder_of(self, source: SourceKey) -> Path | None:
+        """Where the files of *source* are, once they are all there."""
+        record = self.sources.get(source)
+        return record.folder if record and record.view.state is SourceState.READY else None
+
     def forget_lost_sources(self) -> None:
         """A changed manifest is a new chance for every source that failed or has gone since."""
         for source, record in list(self.sources.items()):

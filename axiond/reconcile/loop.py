@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axiond import log
@@ -177,6 +178,11 @@ class Reconciler:
         """The spec that an engine is built from; None if no manifest wants it any more."""
         generations = (self.desired, self.serving)
         return next((spec for generation in generations if generation and (spec := generation.spec_of(key))), None)
+
+    def folder_of(self, model: str) -> Path | None:
+        """Where the files of a served model are; None while they are not on this machine."""
+        target = self.serving.target.models.get(model) if self.serving else None
+        return self.executor.folder_of(target.source) if target else None
 
     def look_at_memory(self) -> None:
         """What engines use has been measured again, or what there is."""
