@@ -1,6 +1,6 @@
 """What tells the domains of one manifest: their keywords, and their texts as embeddings."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -53,9 +53,9 @@ class SemanticIndex:
         return self._by_scores(self.probe.scores(vector, text), tokens)
 
     def merged(self, first: Verdict, second: Verdict) -> Verdict:
-        """The verdict on two readings of the same prompt: its scores are the means of theirs, weighed by their tokens."""
+        """The verdict on a prompt whose first reading is not clear: the second's scores, or where that is neither, their mean by tokens."""
         tokens = first.tokens + second.tokens
-        share = second.tokens / max(tokens, 1)
+        share = 1.0 if self.is_clear(second) else second.tokens / max(tokens, 1)
         scores = {domain: score + share * (second.scores[domain] - score) for domain, score in first.scores.items()}
         return self._by_scores(scores, tokens)
 
@@ -82,22 +82,25 @@ def build_index(domains: Mapping[str, Domain], semantic: Semantic, encoder: "Enc
         encoder: None for keywords alone.
     """
     keywords = KeywordStage({name: domain.keywords for name, domain in domains.items()})
-    points = list(_points(domains))
+    points = points_of(domains)
     if encoder is None or not points:
         return SemanticIndex(domains, semantic, keywords)
-    points += (Point(text, "") for text in NEUTRAL)
+    points += [Point(text, "") for text in NEUTRAL]
     vectors, _ = encoder.encode([point.text for point in points], FIRST_TOKENS)
     return SemanticIndex(domains, semantic, keywords, fit(points, vectors), encoder)
 
 
-def _points(domains: Mapping[str, Domain]) -> Iterator[Point]:
+def points_of(domains: Mapping[str, Domain], most: int = MOST_POINTS) -> list[Point]:
+    """What defines the domains. Where there were more than *most*, several keywords share a point."""
     texts = sum(len(domain.examples) + 1 for domain in domains.values())
-    room = max(MOST_POINTS - texts, len(domains))
+    room = max(most - texts - len(domains), 1)
     together = max(1, ceil(sum(len(domain.keywords) for domain in domains.values()) / room))
+    points = []
     for name, domain in domains.items():
-        yield from (Point(text, name) for text in (domain.description, *domain.examples) if text.strip())
-        for at in range(0, len(domain.keywords), together):
-            yield Point(", ".join(domain.keywords[at : at + together]), name, KEYWORD_WEIGHT)
+        points += [Point(text, name) for text in (domain.description, *domain.examples) if text.strip()]
+        shared = [domain.keywords[at : at + together] for at in range(0, len(domain.keywords), together)]
+        points += [Point(", ".join(keywords), name, KEYWORD_WEIGHT) for keywords in shared]
+    return points
 
 
 def _verdict(scores: Mapping[str, float], stage: Stage, threshold: Callable[[str], float], tokens: int = 0) -> Verdict:
