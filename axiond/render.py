@@ -215,7 +215,7 @@ def _about(verdict: VerdictReport) -> RenderableType:
 def _scores(scores: Iterable[ScoreReport]) -> Table:
     table = _table("Model", ">Score", ">Fit", ">Wait", ">Cost")
     for found in scores:
-        wait = "none can answer" if not found.can_answer else "?" if found.wait_s is None else duration(math.ceil(found.wait_s))
+        wait = "cannot answer" if not found.can_answer else "?" if found.wait_s is None else duration(math.ceil(found.wait_s))
         table.add_row(found.model, f"{found.score:.3f}", f"{found.fit:.2f}", wait, f"{found.cost:g}")
     return table
 

@@ -5,9 +5,11 @@ from datetime import datetime, timedelta
 from axiond.cpumap import cpus_report
 from axiond.report import (
     Condition,
+    ConditionTried,
     ConditionType,
     CpusReport,
     EngineReport,
+    FeaturesReport,
     FieldChange,
     KernelOp,
     KernelsReport,
@@ -16,8 +18,13 @@ from axiond.report import (
     ModelReport,
     PlanReport,
     RejectionReport,
+    RouteExplanation,
+    RuleTried,
+    ScoreReport,
     SourceReport,
     Status,
+    StepReport,
+    VerdictReport,
 )
 from axiond.resources.machine import Core, Topology
 
@@ -128,4 +135,49 @@ def busy_plan() -> PlanReport:
         ),
         server=(FieldChange(path="listen", old="127.0.0.1:8080", new="0.0.0.0:80", change="daemon"),),
         routes=(FieldChange(path="routes.0.fallback", old=None, new=["chat"], change="live"),),
+    )  # fmt: skip
+
+
+def explained() -> RouteExplanation:
+    """A request that the third rule takes, with all that can be told."""
+    return RouteExplanation(
+        generation=3,
+        features=FeaturesReport(
+            model="auto", path="/v1/chat/completions", key_group="staff", stream=True, tools=True, response_format="json_object",
+            language="es", tokens=1210, least_tokens=900, most_tokens=4100,
+        ),
+        tried=(
+            RuleTried(route="blue", matched=False, conditions=(
+                ConditionTried(name="path", wants="/v1/*", met="/v1/chat/completions", holds=True),
+                ConditionTried(name="headers.x-team", wants="^blue$", met="not there", holds=False),
+            )),
+            RuleTried(route="spanish", matched=None, conditions=(
+                ConditionTried(name="language", wants="fr", met="not sure", holds=None),
+            )),
+            RuleTried(route="code", matched=True, conditions=(
+                ConditionTried(name="domain", wants="code, technical", met="code (0.61 embedding)", holds=True),
+            )),
+        ),
+        verdict=VerdictReport(domain="code", score=0.61, stage="embedding", scores={"legal": 0.08, "code": 0.61}, tokens=64),
+        scores=(
+            ScoreReport(model="coder", score=0.75, fit=0.9, wait_s=1.2, cost=0.5),
+            ScoreReport(model="small", score=0.4, fit=0.4, wait_s=0.0),
+            ScoreReport(model="cold", score=-1.0, fit=0.5),
+            ScoreReport(model="broken", score=0.5, fit=0.5, can_answer=False),
+        ),
+        models=("coder", "small", "cold"), route="code", reason="route=code domain=code(0.61 embedding) score fit=0.90 wait=1s",
+        fallback_on=("error", "overload"), timeout_s=2.5, max_wait_s=10, shadow="next",
+        rewrites={"temperature": 0.2, "stop": ["\n\n"], "messages": "system prompt, prepend"},
+        steps=(StepReport(step="features", took_us=41.2), StepReport(step="domain", took_us=3120), StepReport(step="rules", took_us=12.9)),
+    )  # fmt: skip
+
+
+def refused() -> RouteExplanation:
+    """By a manifest without a daemon, whose embedding model is missing."""
+    return RouteExplanation(
+        generation=0,
+        features=FeaturesReport(model="chat", path="/v1/completions", tokens=3, least_tokens=1, most_tokens=9),
+        tried=(RuleTried(route="everything", matched=True),),
+        route="everything", reason="route=everything refuse", refusal=(451, "Not [bold]here[/bold]."),
+        lack="keywords alone tell domains until the next reload: semantic.embedding_model: source /m: there is no such folder",
     )  # fmt: skip

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from axiond.render import cpus_view, duration, event_line, exit_code, plan_sentence, plan_view, status_view
+from axiond.render import cpus_view, duration, event_line, exit_code, plan_sentence, plan_view, route_view, status_view
 from axiond.report import Condition, ConditionType, Event, ModelChange, PlanReport
-from tests.fakes.reports import busy_plan, condition, cpus, healthy, rolled_back, with_kernels
+from tests.fakes.reports import busy_plan, condition, cpus, explained, healthy, refused, rolled_back, with_kernels
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -29,6 +29,8 @@ def as_text(view: RenderableType) -> str:
         ("status_kernels", status_view(with_kernels(NOW), NOW, with_kernels=True)),
         ("plan_busy", plan_view(busy_plan())),
         ("cpus", cpus_view(cpus(NOW))),
+        ("route_explained", route_view(explained())),
+        ("route_refused", route_view(refused())),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
