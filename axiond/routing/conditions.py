@@ -15,6 +15,7 @@ from axiond.routing.sticky import digest, share_of
 from axiond.routing.words import Keywords, Words
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+SECRET_HEADERS = frozenset(("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"))
 _SHOWN_CHARS = 128
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
@@ -145,7 +146,8 @@ def _header(name: str, pattern: str) -> Test:
         value = case.features.headers.get(name)
         return value is not None and regex.search(value.encode("utf-8", "surrogateescape")) is not None
 
-    return Test(f"headers.{name}", pattern, holds, lambda case: "there" if name in case.features.headers else "not there")
+    wants = "a pattern of the rule" if name.lower() in SECRET_HEADERS else pattern
+    return Test(f"headers.{name}", wants, holds, lambda case: "there" if name in case.features.headers else "not there")
 
 
 def _of_the_body(when: Match) -> Iterator[Test]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import fasttext
 
-READ_CHARS = 500
+READ_CHARS = 300
 LEAST_PROBABILITY = 0.35
 _MODEL = "resources/lid.176.ftz"
 _NO_WORDS = re.compile(r"[^\w']+|[\d_]+")

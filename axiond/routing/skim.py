@@ -14,7 +14,8 @@ _LONGEST_WORD = 1000
 _STRING = r'(?P<value>(?:[^"\\]++|\\.)*+)(?P<end>"?)'
 # Inside a string every quote has a backslash before it, so this finds keys only, on whatever level.
 _FIELDS = re.compile(
-    rf'"(?P<key>role|type|content|text|input|prompt|query|system|instructions|conversation|prompt_cache_key)"\s*+:\s*+\[?\s*+"{_STRING}',
+    r'"(?:(?P<list>system|messages|input)"\s*+:\s*+\[\s*+\{'
+    rf'|(?P<key>role|type|content|text|input|prompt|query|system|instructions|conversation|prompt_cache_key)"\s*+:\s*+\[?\s*+"{_STRING})',
     re.DOTALL,
 )
 _REST_OF_STRING = re.compile(r'((?:[^"\\]++|\\.)*+)(?:"\s*+[,}\]]|\Z)', re.DOTALL)
@@ -22,15 +23,14 @@ _STREAM = re.compile(r'"stream"\s*+:\s*+true')
 _TOOLS = re.compile(r'"(?:tools|functions)"\s*+:\s*+\[\s*+\{')
 _FORMAT = re.compile(r'"(?:response_format|output_format|format)"\s*+:\s*+\{\s*+"type"\s*+:\s*+"(text|json_object|json_schema)"')
 _IS_CHAT = re.compile(r'"role"\s*+:')
-_CUT_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
-_LIKE_SYSTEM = frozenset({"system", "instructions"})
+_CUT_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{0,3}\Z")
 
 
 @dataclass(slots=True)
 class _Field:
     key: str
-    value: str
-    is_whole: bool
+    value: str = ""
+    is_whole: bool = True
 
 
 def skim(body: bytes) -> Said:
@@ -46,7 +46,7 @@ def skim(body: bytes) -> Said:
     said.is_chat = any(_IS_CHAT.search(window) for window in windows)
     said.response_format = next((found[1] for window in windows if (found := _FORMAT.search(window))), "text")
     begun = list(_fields(head))
-    rest = _REST_OF_STRING.match(tail) if begun and not begun[-1].is_whole else None
+    rest = _REST_OF_STRING.match(tail) if tail and begun and not begun[-1].is_whole else None
     if rest and not _is_data(rest[1]):
         begun[-1].value += f"\n{_middle(body)}\n{_unescape(rest[1])}"
     _take(said, [*begun, *_fields(tail)])
@@ -55,29 +55,41 @@ def skim(body: bytes) -> Said:
 
 def _fields(window: str) -> Iterator[_Field]:
     for found in _FIELDS.finditer(window):
-        yield _Field(found["key"], _unescape(found["value"]), bool(found["end"]))
+        if found["list"]:
+            yield _Field(f"{found['list']} list")
+        else:
+            yield _Field(found["key"], _unescape(found["value"]), bool(found["end"]))
 
 
 def _take(said: Said, fields: list[_Field]) -> None:
-    """Sort *fields* into turns. Some clients write the role of a turn first, some last."""
-    is_role_first = next((found.key == "role" for found in fields if found.key in ("role", "content", "text")), True)
+    """Sort *fields* into turns."""
+    is_role_first = _is_role_first(fields)
     role = "user"
-    roleless = 0
+    without_role = 0
     for found in fields:
         match found.key:
+            case "messages list" | "input list" | "system list":
+                role, without_role = "system" if found.key == "system list" else "user", len(said.turns)
             case "role":
                 role = "system" if found.value == "developer" else found.value
                 if not is_role_first:
-                    said.turns[roleless:] = [(role, text) for _, text in said.turns[roleless:]]
-                    roleless = len(said.turns)
+                    said.turns[without_role:] = [(role, text) for _, text in said.turns[without_role:]]
+                    without_role = len(said.turns)
             case "type":
                 said.has_images |= found.value in IMAGE_TYPES
             case "conversation" | "prompt_cache_key":
                 said.conversation = said.conversation or found.value
             case "system" | "instructions":
                 said.turns.insert(0, ("system", found.value))
+                without_role += 1
             case _:
                 said.turns.append((role, found.value))
+
+
+def _is_role_first(fields: list[_Field]) -> bool:
+    """Some clients write the role of a turn before its text, some after it."""
+    begins = next((place for place, found in enumerate(fields) if found.key in ("messages list", "input list")), 0)
+    return next((found.key == "role" for found in fields[begins:] if found.key in ("role", "content", "text")), True)
 
 
 def _middle(body: bytes) -> str:
@@ -103,9 +115,10 @@ def _is_data(text: str) -> bool:
 def _unescape(text: str) -> str:
     if "\\" not in text:
         return text
-    text = _CUT_ESCAPE.sub("", text)
-    try:
-        plain = str(json.loads(f'"{text}"', strict=False))
-    except ValueError:
-        return text.replace("\\n", "\n").replace("\\", "")
-    return plain.encode("utf-8", "replace").decode()
+    for attempt in (text, _CUT_ESCAPE.sub("", text)):
+        try:
+            plain = str(json.loads(f'"{attempt}"', strict=False))
+        except ValueError:
+            continue
+        return plain.encode("utf-8", "replace").decode()
+    return text.replace("\\n", "\n").replace("\\", "")
