@@ -47,6 +47,7 @@ from axiond.resources.cores import differences
 from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
 from axiond.routing.answers import Answers
+from axiond.routing.count import TokenCounter
 from axiond.routing.rules import Rules
 from axiond.routing.table import Pool
 from axiond.semantic.classify import Classifier
@@ -65,10 +66,17 @@ class Control:
     """
 
     def __init__(
-        self, path: Path, reconciler: Reconciler, events: Events, monitor: Monitor, placement: Placement, semantics: Semantics
+        self,
+        path: Path,
+        reconciler: Reconciler,
+        events: Events,
+        monitor: Monitor,
+        placement: Placement,
+        semantics: Semantics,
+        counter: TokenCounter | None = None,
     ) -> None:
         self.path, self._reconciler, self._events, self._monitor, self._placement = path, reconciler, events, monitor, placement
-        self._semantics = semantics
+        self._semantics, self._counter = semantics, counter
         self.files: tuple[Path, ...] = (path,)
         self._has_started, self._writing = asyncio.Event(), asyncio.Lock()
         self._reads = self._newest_read = 0
@@ -221,7 +229,7 @@ class Control:
         classifier = Classifier(EXPLAIN_WITHIN_S)  # one of its own: what is explained is neither counted nor remembered
         try:
             rules = router.table.rules or Rules()
-            explanation = await explain(asked, rules, scene(router.table, router), Answers(classifier))
+            explanation = await explain(asked, rules, scene(router.table, router), Answers(classifier, self._counter))
         finally:
             classifier.close()
         return explanation.model_copy(update={"lack": generation.lack}) if generation else explanation

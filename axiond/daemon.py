@@ -134,10 +134,10 @@ class _Daemon:
         self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
         self._monitor = Monitor(self._reconciler, self._forks)
         self._semantics = Semantics(lambda source: fetch_encoder(source, server.state_dir))
-        self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement, self._semantics)
+        self._counter = TokenCounter(self._reconciler.folder_of)
+        self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement, self._semantics, self._counter)
         self._classifier = Classifier()
         self._metrics = Metrics(self._reconciler.router, self._control.last_status, self._classifier)
-        self._counter = TokenCounter(self._reconciler.folder_of)
         self._is_over = asyncio.Event()
 
     async def serve(self, listener: socket.socket, found: Sequence[AdoptedEngine]) -> None:
