@@ -14,7 +14,7 @@ namespace axiond {
 namespace {
 
 constexpr const char* kNames[] = {"portable",  "neon",       "neon_dotprod", "neon_i8mm",
-                                  "neon_bf16", "avx512vnni", "avx512bf16"};
+                                  "neon_bf16", "avx2",       "avx512vnni", "avx512bf16"};
 
 #if defined(__aarch64__)
 
@@ -31,21 +31,24 @@ Isa detect() {
 
 #elif defined(__x86_64__)
 
-bool saves_zmm() {
+// Of xgetbv: which registers the operating system saves.
+constexpr unsigned kYmm = 0x06, kZmm = 0xe6;
+
+bool saves(unsigned registers) {
   unsigned low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  constexpr unsigned kSseAvxOpmaskZmm = 0xe6;
-  return (low & kSseAvxOpmaskZmm) == kSseAvxOpmaskZmm;
+  return (low & registers) == registers;
 }
 
 Isa detect() {
   unsigned a, b, c, d;
-  constexpr unsigned kOsxsave = 1u << 27, kFma = 1u << 12;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsxsave) || !(c & kFma) || !saves_zmm()) return Isa::portable;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Isa::portable;
+  constexpr unsigned kBasic = 1u << 27 | 1u << 12 | 1u << 29;  // OSXSAVE, FMA, F16C
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kBasic) != kBasic || !saves(kYmm)) return Isa::portable;
+  constexpr unsigned kAvx2 = 1u << 5;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & kAvx2)) return Isa::portable;
   constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31, kVnni = 1u << 11;
   const unsigned foundation = kF | kDq | kBw | kVl;
-  if ((b & foundation) != foundation || !(c & kVnni)) return Isa::portable;
+  if ((b & foundation) != foundation || !(c & kVnni) || !saves(kZmm)) return Isa::avx2;
   constexpr unsigned kBf16 = 1u << 5;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBf16) ? Isa::avx512bf16 : Isa::avx512vnni;
 }
@@ -95,7 +98,7 @@ void force_isa(const std::string& name) { active = int(checked(name)); }
 
 bool permits(Isa active, Isa isa) {
   if (isa == Isa::portable) return true;
-  const bool same_architecture = (active >= Isa::avx512vnni) == (isa >= Isa::avx512vnni) && active != Isa::portable;
+  const bool same_architecture = (active >= Isa::avx2) == (isa >= Isa::avx2) && active != Isa::portable;
   return same_architecture && isa <= active;
 }
 

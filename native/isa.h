@@ -6,7 +6,7 @@
 namespace axiond {
 
 // Within one architecture each level includes those before it.
-enum class Isa { portable, neon, neon_dotprod, neon_i8mm, neon_bf16, avx512vnni, avx512bf16 };
+enum class Isa { portable, neon, neon_dotprod, neon_i8mm, neon_bf16, avx2, avx512vnni, avx512bf16 };
 
 const char* name_of(Isa isa);
 

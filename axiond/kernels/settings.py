@@ -19,7 +19,7 @@ REPORT = "kernels.json"
 W4a8 = Literal["auto", "exact", "off"]
 LmHead = Literal["int8", "int4", "none"]
 Bf16 = Literal["auto", "off"]
-Isa = Literal["auto", "portable", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16", "avx512vnni", "avx512bf16"]
+Isa = Literal["auto", "portable", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16", "avx2", "avx512vnni", "avx512bf16"]
 
 
 @dataclass(frozen=True, slots=True)

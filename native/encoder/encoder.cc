@@ -117,6 +117,7 @@ const Level& level() {
   if (permits(active, Isa::neon)) return kNeon;
 #elif defined(__x86_64__)
   if (permits(active, Isa::avx512vnni)) return kAvx512vnni;
+  if (permits(active, Isa::avx2)) return kAvx2;
 #endif
   (void)active;
   return kPortable;

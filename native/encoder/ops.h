@@ -39,7 +39,7 @@ extern const Level kPortable;
 #if defined(__aarch64__)
 extern const Level kNeon;
 #elif defined(__x86_64__)
-extern const Level kAvx512vnni;
+extern const Level kAvx2, kAvx512vnni;
 #endif
 
 // The best level that may run.

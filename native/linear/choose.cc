@@ -10,7 +10,7 @@ constexpr const Level* kLevels[] = {
 #if defined(__aarch64__)
     &kNeonBf16, &kNeonI8mm, &kNeonDotprod, &kNeon,
 #elif defined(__x86_64__)
-    &kAvx512bf16, &kAvx512vnni,
+    &kAvx512bf16, &kAvx512vnni, &kAvx2,
 #endif
     &kPortable,
 };

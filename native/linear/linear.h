@@ -119,7 +119,7 @@ extern const Level kPortable;
 #if defined(__aarch64__)
 extern const Level kNeon, kNeonDotprod, kNeonI8mm, kNeonBf16;
 #elif defined(__x86_64__)
-extern const Level kAvx512vnni, kAvx512bf16;
+extern const Level kAvx2, kAvx512vnni, kAvx512bf16;
 #endif
 
 // The kernel for m rows at the active level: the highest permitted level that has one whose min_rows <= m.

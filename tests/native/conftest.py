@@ -41,6 +41,6 @@ def levels(machine: Machine, probe: Probe) -> tuple[str, ...]:
     """The levels that this machine can run, the highest last."""
     if machine.levels:
         return machine.levels
-    chains = [("portable", "avx512vnni", "avx512bf16"), ("portable", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16")]
+    chains = [("portable", "avx2", "avx512vnni", "avx512bf16"), ("portable", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16")]
     best = probe.ask("isa", isa="")[1]
     return next(chain[: chain.index(best) + 1] for chain in chains if best in chain)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tests.fakes.bert import Bert, Tensors, forward
 from tests.native.probe import Probe
 
-VECTOR = ("neon", "avx512vnni")  # the levels that bring operations of their own
+VECTOR = ("neon", "avx2", "avx512vnni")  # the levels that bring operations of their own
 LENGTHS = (1, 2, 15, 16, 17, 33, 64, 1, 70)  # around the 16 lanes, the 16 queries and the blocks of 64 rows
 BERTS = {
     "mean": Bert(),

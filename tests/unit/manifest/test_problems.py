@@ -76,7 +76,7 @@ FIELDS = {
     "in a table that may be a word": (
         f'{SMALL}kernels = {{ force_isa = "neon_dot" }}\n',
         '3:13: models.small.kernels.force_isa: is not allowed: "neon_dot" (did you mean "neon_dotprod" or "neon"?'
-        " allowed: auto, portable, neon, neon_dotprod, neon_i8mm, neon_bf16, avx512vnni, avx512bf16)",
+        " allowed: auto, portable, neon, neon_dotprod, neon_i8mm, neon_bf16, avx2, avx512vnni, avx512bf16)",
     ),
     "typo in a table that may be a word": (
         f'{SMALL}kernels = {{ w4a16 = "exact" }}\n',
