@@ -28,6 +28,7 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+GREEDY = {"temperature": 0.0, "max_tokens": 24}
 # One other value for every field that must not restart an engine.
 LIVE_EDITS = {
     "aliases": ["another"],
@@ -43,6 +44,8 @@ LIVE_EDITS = {
     "pin": True,
     "max_in_flight": 4,
     "memory_ceiling": "8GiB",
+    "fit": {"geography": 0.9},
+    "cost": 2.0,
 }
 
 
@@ -57,7 +60,12 @@ async def daemon(smollm2: Path) -> AsyncIterator[Running]:
         "drain_grace_s": 60,
         "golden": {"prompt": "What is the capital of France?", "expect": "Paris", "min_tokens_per_s": 0.5},
     }
-    manifest = {"models": {"smollm2": model}, "server": {"on_exit": "keep", "keep_for": "60s"}}
+    manifest = {
+        "models": {"smollm2": model},
+        "server": {"on_exit": "keep", "keep_for": "60s"},
+        "domains": {"geography": {"keywords": ["capital of"]}},
+        "routes": [{"name": "where", "when": {"model": ["ask"], "domain": ["geography"]}, "models": ["smollm2"], "sampling": GREEDY}],
+    }
     with tempfile.TemporaryDirectory(prefix="ax", dir="/tmp") as folder:
         async with running(Path(folder), manifest, *REAL, ready_within_s=300) as found:
             yield found
@@ -82,6 +90,13 @@ async def greedy(client, model="smollm2", messages=QUESTION, max_tokens=24):
 async def test_chat(client):
     assert "Paris" in await greedy(client)
     assert await greedy(client, "default") == await greedy(client)
+
+
+async def test_a_route_tells_the_domain_and_adds_what_the_request_leaves_open(client):
+    raw = await client.chat.completions.with_raw_response.create(model="ask", messages=QUESTION)
+    assert raw.parse().choices[0].message.content == await greedy(client)
+    assert (raw.headers["X-Axiond-Model"], raw.headers["X-Axiond-Route"]) == ("smollm2", "where")
+    assert "geography" in raw.headers["X-Axiond-Reason"]
 
 
 async def test_stream_is_the_same_answer_in_pieces(client):
