@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -42,19 +44,23 @@ from axiond.report import (
     RouteQuestion,
     SourceReport,
     Status,
+    TrafficPlan,
 )
 from axiond.resources.cores import differences
 from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
 from axiond.routing.answers import Answers
 from axiond.routing.count import TokenCounter
+from axiond.routing.replay import Replay, candidate_table
 from axiond.routing.rules import Rules
 from axiond.routing.table import Pool
 from axiond.semantic.classify import Classifier
 from axiond.semantic.index import SemanticIndex
 from axiond.semantic.prepare import DEADLINE_S, Prepared, Semantics
+from axiond.semantic.reading import classify
 
 EXPLAIN_WITHIN_S = 10.0
+REPLAY_WITHIN_S = 2.0
 PLAN_WITHIN_S = 20.0  # whoever asked waits for 30
 
 
@@ -74,9 +80,10 @@ class Control:
         placement: Placement,
         semantics: Semantics,
         counter: TokenCounter | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.path, self._reconciler, self._events, self._monitor, self._placement = path, reconciler, events, monitor, placement
-        self._semantics, self._counter = semantics, counter
+        self._semantics, self._counter, self._replay = semantics, counter, replay
         self.files: tuple[Path, ...] = (path,)
         self._has_started, self._writing = asyncio.Event(), asyncio.Lock()
         self._reads = self._newest_read = 0
@@ -213,7 +220,7 @@ class Control:
     async def plan(self, text: bytes, is_json: bool) -> PlanReport:
         """What *text* would do. Raises ManifestError."""
         loaded = await asyncio.to_thread(parse, text, self.path.with_suffix(".json" if is_json else ".toml"))
-        await self._prepare(loaded, PLAN_WITHIN_S)
+        index = await self._prepare(loaded, PLAN_WITHIN_S)
         reconciler, memory = self._reconciler, self._reconciler.memory
         served = reconciler.serving.manifest if reconciler.serving else Manifest()
         expected = await asyncio.to_thread(expectations, loaded.manifest, memory.measured)
@@ -221,7 +228,22 @@ class Control:
         # What the daemon has fetched is known to it alone.
         expected = {digest: observed.predictions.get(digest, prediction) for digest, prediction in expected.items()}
         budget_bytes = memory.budget_bytes(loaded.manifest.server.memory_budget, held_bytes(observed, ()))
-        return preview(reconciler.newest_number + 1, served, loaded.manifest, replace(observed, budget_bytes=budget_bytes), expected)
+        observed = replace(observed, budget_bytes=budget_bytes)
+        report = preview(reconciler.newest_number + 1, served, loaded.manifest, observed, expected)
+        return report.model_copy(update={"traffic": await self._traffic(loaded.manifest, index)})
+
+    async def _traffic(self, manifest: Manifest, index: SemanticIndex | None) -> TrafficPlan | None:
+        """Where the latest requests would go under *manifest*; None before any is served."""
+        router, replay = self._reconciler.router, self._replay
+        rules = await asyncio.to_thread(Rules.of, manifest, index)
+        table = router.table
+        if replay is None or table.generation == 0:
+            return None
+        waits_s = {model: router.outlook_s(model) for model in table.pools}
+        moves = replay.moves(table, candidate_table(table, manifest, rules), waits_s)
+        until_s = time.monotonic() + REPLAY_WITHIN_S
+        by_text = partial(classify, index) if index else None
+        return await asyncio.to_thread(moves.report, lambda: time.monotonic() >= until_s, by_text)
 
     async def explain(self, asked: RouteQuestion) -> RouteExplanation:
         """How a request would be routed now. Raises RequestError."""

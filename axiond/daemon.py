@@ -51,6 +51,7 @@ from axiond.resources.memory import Memory
 from axiond.resources.topology import read_topology
 from axiond.routing.answers import Answers
 from axiond.routing.count import TokenCounter
+from axiond.routing.replay import Replay
 from axiond.semantic.classify import Classifier
 from axiond.semantic.prepare import Semantics
 from axiond.sources import cache
@@ -135,7 +136,10 @@ class _Daemon:
         self._monitor = Monitor(self._reconciler, self._forks)
         self._semantics = Semantics(lambda source: fetch_encoder(source, server.state_dir))
         self._counter = TokenCounter(self._reconciler.folder_of)
-        self._control = Control(path, self._reconciler, self._events, self._monitor, self._placement, self._semantics, self._counter)
+        self._replay = Replay()
+        self._control = Control(
+            path, self._reconciler, self._events, self._monitor, self._placement, self._semantics, self._counter, self._replay
+        )
         self._classifier = Classifier()
         self._metrics = Metrics(self._reconciler.router, self._control.last_status, self._classifier)
         self._is_over = asyncio.Event()
@@ -150,7 +154,7 @@ class _Daemon:
         self._hear_signals()
         self._tasks.create_task(asyncio.to_thread(cache.sweep, self._server.state_dir))
         telling = [self._tasks.create_task(work) for work in self._tell()]
-        aids = Aids(Answers(self._classifier, self._counter))
+        aids = Aids(Answers(self._classifier, self._counter), self._replay.note)
         rest = serve_rest(self._reconciler.router, self._server, self._metrics, listener=listener, aids=aids)
         async with serve_admin(self._control, self._admin_socket(), self._metrics):
             await self._control.start(self._boot)

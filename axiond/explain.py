@@ -24,11 +24,10 @@ from axiond.report import (
     VerdictReport,
 )
 from axiond.routing.decision import Answer, Decision, Features, FindDomain, Question, Scored, Trace, Tried, Verdict
-from axiond.routing.features import Needs, features
+from axiond.routing.features import EVERYTHING, features
 from axiond.routing.paths import PATHS
 from axiond.routing.rules import Rules, Scene, decide
 
-EVERYTHING = Needs(flags=True, text=True, tokens=True, language=True, conversation=True, auto=True)
 TEXT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input", "/v1/embeddings": "input", "/v1/rerank": "query"}
 TEXTS = ("messages", "instructions", "system")
 

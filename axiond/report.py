@@ -222,6 +222,38 @@ class MemoryPlan(Report):
     problem: str = ""
 
 
+class Move(Report):
+    """
+    Remembered requests that a candidate manifest would treat otherwise.
+
+    Where no model answers, it is "" and the status says how they are refused. Without a route, the name decides.
+    """
+
+    from_route: str
+    from_model: str
+    from_status: int = 0
+    to_route: str
+    to_model: str
+    to_status: int = 0
+    count: int
+
+
+class Untold(Report):
+    """Remembered requests of which it cannot be told what a candidate manifest would do with them, and why."""
+
+    reason: str
+    count: int
+
+
+class TrafficPlan(Report):
+    """What would become of the latest requests; those that are neither in *moves* nor in *untold* go where they go now."""
+
+    requests: int
+    since: datetime | None = None
+    moves: tuple[Move, ...] = ()
+    untold: tuple[Untold, ...] = ()
+
+
 class PlanReport(Report):
     """What a candidate manifest would do; *domains* are changes of [domains] and [semantic]."""
 
@@ -232,6 +264,7 @@ class PlanReport(Report):
     domains: tuple[FieldChange, ...] = ()
     auto: tuple[FieldChange, ...] = ()
     memory: MemoryPlan | None = None
+    traffic: TrafficPlan | None = None
 
     @property
     def is_empty(self) -> bool:

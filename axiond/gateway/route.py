@@ -29,11 +29,12 @@ class Aids:
     """
     What routing has beside the rules.
 
-    *answer* finds out what a decision asks for, given the rules, the features and the body. *note* hears of every decision.
+    *answer* finds out what a decision asks for, given the rules, the features and the body. *note* hears of every
+    decision: the features, which of them were read, the circumstances and what was decided.
     """
 
     answer: Answerer = know_nothing
-    note: Callable[[Features, Decision], None] = lambda _features, _decision: None
+    note: Callable[[Features, Needs, Scene, Decision], None] = lambda _features, _needs, _scene, _decision: None
 
 
 NO_AIDS = Aids()
@@ -48,16 +49,17 @@ async def route(exchange: Exchange, ask: Ask, router: Router, aids: Aids) -> Dec
     """
     table = router.table
     rules = table.rules or Rules()
-    is_plain = not rules.rules and (ask.name in table.names or not table.pools)
+    is_plain = not rules.rules and not table.keep_prompts and (ask.name in table.names or not table.pools)
     body = None if ask.form_type else ask.body
     began_s = perf_counter()
-    seen = see(exchange, ask.name, body, rules, NOTHING if is_plain else rules.needs)
+    needs, now = NOTHING if is_plain else rules.needs, scene(table, router)
+    seen = see(exchange, ask.name, body, rules, needs)
     if is_plain:
         decision = Decision(candidates(table, ask.name, 0.0), reason="name")
     else:
-        decision = await drive(decide(rules, seen, scene(table, router)), rules, seen, body or b"", aids.answer)
+        decision = await drive(decide(rules, seen, now), rules, seen, body or b"", aids.answer)
         exchange.decided_in_s = perf_counter() - began_s
-    aids.note(seen, decision)
+    aids.note(seen, needs, now, decision)
     return decision
 
 

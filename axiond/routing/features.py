@@ -34,6 +34,9 @@ class Needs:
         return self.flags or self.text or self.tokens or self.language or self.conversation or (self.auto and requested == AUTO)
 
 
+EVERYTHING = Needs(flags=True, text=True, tokens=True, language=True, conversation=True, auto=True)
+
+
 def needs_of(routes: Iterable[Route], scores_domains: bool = False) -> Needs:
     """
     What *routes* need.

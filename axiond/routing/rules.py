@@ -25,7 +25,7 @@ from axiond.routing.decision import (
     Tried,
     Verdict,
 )
-from axiond.routing.features import AUTO, Needs, needs_of
+from axiond.routing.features import AUTO, EVERYTHING, Needs, needs_of
 from axiond.routing.sticky import digest, share_of
 from axiond.routing.table import RouteTable
 
@@ -75,7 +75,7 @@ class Rules:
         scores_domains = bool(manifest.domains) and any(spec.fit for spec in manifest.models.values())
         names = [name for route in manifest.routes for name in (names_in(route.when.model) if route.when else [route.name])]
         groups = [*manifest.server.key_groups.items()]
-        needs = needs_of(manifest.routes, scores_domains)
+        needs = EVERYTHING if manifest.server.keep_prompts else needs_of(manifest.routes, scores_domains)
         if needs.language:
             language.load()  # now, so that no request waits for it
         return cls(

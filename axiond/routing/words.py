@@ -56,6 +56,12 @@ class Keywords:
         return ""
 
 
+def words_of(keyword: str) -> tuple[str, ...]:
+    """The words of a keyword that is found word by word; none where signs, or a script without spaces, make it otherwise."""
+    words = tuple(fold(keyword).split())
+    return words if all(map(_WORD.fullmatch, words)) and not _UNSPACED.search("".join(words)) else ()
+
+
 def _whole(keyword: str) -> re.Pattern[str]:
     """*keyword* with no letter or digit to either side of its own."""
     before = r"(?<!\w)" if _WORD.match(keyword[:1]) else ""

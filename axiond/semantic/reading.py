@@ -41,6 +41,14 @@ def decide(index: SemanticIndex, texts: Sequence[str]) -> list[Verdict]:
     return verdicts
 
 
+def classify(index: SemanticIndex, text: str) -> Verdict:
+    """What one text is about, by keywords and then by its embedding. Blocks for milliseconds."""
+    verdict = index.by_keywords(text)
+    if verdict.domain or index.encoder is None or not (read := readable(text)).strip():
+        return verdict
+    return decide(index, [read])[0]
+
+
 def _read(index: SemanticIndex, texts: Sequence[str], most_tokens: int) -> list[Verdict]:
     if not texts or index.encoder is None:
         return []
