@@ -41,20 +41,20 @@ class Said:
 
     def text(self) -> str:
         """What the user said last, and of the turns before so many that it is not just "go on"; sampled where it is long."""
-        spoken = [text for role, text in self.turns if role == "user" and text] or [text for _, text in self.turns if text]
         taken: list[str] = []
         chars = 0
-        for text in reversed(spoken):
-            taken.append(sample(text))
-            chars += len(text)
-            if chars >= ENOUGH_CHARS:
-                break
-        return sample("\n".join(reversed(taken)))
+        for role, text in reversed(self.turns):
+            if role == "user":
+                taken.append(sample(text))
+                chars += len(text)
+                if chars >= ENOUGH_CHARS:
+                    break
+        return sample("\n".join(reversed(taken)) if taken else next((text for _, text in self.turns), ""))
 
     def beginning(self) -> str:
         """What stays the same from turn to turn: how the system prompt begins, and what the user said first."""
-        first = {role: text[:CONVERSATION_CHARS] for role, text in reversed(self.turns) if role in ("system", "user")}
-        return f"{first.get('system', '')}\0{first['user']}" if "user" in first else ""
+        system, user = (next((text[:CONVERSATION_CHARS] for by, text in self.turns if by == role), "") for role in ("system", "user"))
+        return f"{system}\0{user}" if user else ""
 
 
 class _Part(msgspec.Struct):
@@ -85,14 +85,17 @@ class _Id(msgspec.Struct):
     id: str = ""
 
 
+_Prompt = str | list[str | int | list[int] | _Turn] | None
+
+
 class _Body(msgspec.Struct):
     """The fields of all dialects: only `text` means several things."""
 
     messages: list[_Turn] = []
     system: _Content = None
     instructions: _Content = None
-    input: str | list[str | int | list[int] | _Turn] | None = None
-    prompt: str | list[str | int | list[int]] | None = None
+    input: _Prompt = None
+    prompt: _Prompt = None
     query: str | None = None
     stream: bool | None = None
     tools: msgspec.Raw = msgspec.Raw()
@@ -155,19 +158,22 @@ def _add_turn(said: Said, role: str, content: _Content) -> None:
         said.turns.append(("system" if role == "developer" else role, text))
 
 
-def _add_prompt(said: Said, prompt: str | list[str | int | list[int] | _Turn] | list[str | int | list[int]] | None) -> None:
-    for entry in [prompt] if isinstance(prompt, str) else prompt or ():
-        match entry:
-            case str():
-                _add_turn(said, "user", entry)
-            case int():
-                said.token_ids += 1
-            case list():
-                said.token_ids += len(entry)
-            case _Turn():
-                said.is_chat = True
-                _add_turn(said, entry.role, entry.content)
-                _add_turn(said, "tool", entry.output)
+def _add_prompt(said: Said, prompt: _Prompt) -> None:
+    match prompt:
+        case str() if prompt:
+            said.turns.append(("user", prompt))
+        case [str(), *_]:
+            _add_turn(said, "user", "\n".join(text for text in prompt if isinstance(text, str)))
+        case [int(), *_]:
+            said.token_ids += len(prompt)
+        case [list(), *_]:
+            said.token_ids += sum(len(ids) for ids in prompt if isinstance(ids, list))
+        case [_Turn(), *_]:
+            said.is_chat = True
+            for turn in prompt:
+                if isinstance(turn, _Turn):
+                    _add_turn(said, turn.role, turn.content)
+                    _add_turn(said, "tool", turn.output)
 
 
 def _texts(said: Said, parts: Iterable[_Part | str]) -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from axiond.routing.prompt import IMAGE_TYPES, Said
 
 WINDOW_BYTES = 2**16
+MOST_FIELDS = 500
 _MIDDLE_BYTES = 2**12
 _LONGEST_WORD = 1000
 
@@ -45,16 +48,17 @@ def skim(body: bytes) -> Said:
     said.has_tools = any(_TOOLS.search(window) for window in windows)
     said.is_chat = any(_IS_CHAT.search(window) for window in windows)
     said.response_format = next((found[1] for window in windows if (found := _FORMAT.search(window))), "text")
-    begun = list(_fields(head))
+    begun = [*_fields(islice(_FIELDS.finditer(head), MOST_FIELDS))]
+    ended = [*_fields(deque(_FIELDS.finditer(tail), MOST_FIELDS))]
     rest = _REST_OF_STRING.match(tail) if tail and begun and not begun[-1].is_whole else None
     if rest and not _is_data(rest[1]):
         begun[-1].value += f"\n{_middle(body)}\n{_unescape(rest[1])}"
-    _take(said, [*begun, *_fields(tail)])
+    _take(said, [*begun, *ended])
     return said
 
 
-def _fields(window: str) -> Iterator[_Field]:
-    for found in _FIELDS.finditer(window):
+def _fields(matches: Iterable[re.Match[str]]) -> Iterator[_Field]:
+    for found in matches:
         if found["list"]:
             yield _Field(f"{found['list']} list")
         else:

@@ -276,24 +276,26 @@ def test_the_last_turn_of_a_long_conversation_is_found() -> None:
     ids=["words", "quotes", "backslashes", "escapes", "base64", "json-in-json"],
 )
 def test_30_megabytes_hold_nobody_up(content: str) -> None:
-    raw = json.dumps(said(("user", content))).encode()
+    assert _took_s(json.dumps(said(("user", content))).encode()) < 0.005
+
+
+@pytest.mark.parametrize(
+    "body",
+    [said(*[("user", "x")] * 8000), said(*[("user", "x")] * 100_000), {"input": ["x"] * 60_000}, {"prompt": [*range(40_000)]}],
+    ids=["messages", "messages-skimmed", "inputs", "numbers"],
+)
+def test_many_small_things_hold_nobody_up(body: dict[str, Any]) -> None:
+    assert _took_s(orjson.dumps(body)) < 0.01
+
+
+def _took_s(raw: bytes) -> float:
+    """Least time on the CPU, which others on this machine do not lengthen."""
     took_s = []
-    for _ in range(5):
-        started_s = time.perf_counter()
+    for _ in range(10):
+        started_s = time.thread_time()
         seen(raw)
-        took_s.append(time.perf_counter() - started_s)
-    assert min(took_s) < 0.005
-
-
-def test_many_small_messages_hold_nobody_up() -> None:
-    for count in (4000, 100_000):
-        raw = orjson.dumps(said(*[("user", "x")] * count))
-        took_s = []
-        for _ in range(5):
-            started_s = time.perf_counter()
-            seen(raw)
-            took_s.append(time.perf_counter() - started_s)
-        assert min(took_s) < 0.01
+        took_s.append(time.thread_time() - started_s)
+    return min(took_s)
 
 
 def test_a_body_of_the_window_is_read_whole() -> None:

@@ -1,0 +1,43 @@
+import pytest
+
+from axiond.routing.words import Keywords, Words, fold
+
+
+@pytest.mark.parametrize(
+    ("text", "folded"),
+    [
+        ("ÀÉÎ Ñandú", "aei nandu"),
+        ("STRASSE Straße", "strasse strasse"),
+        ("Ёлка", "елка"),
+        ("ﬁn", "fin"),
+        ("plain", "plain"),
+        ("ＡＢ", "ab"),
+    ],
+)
+def test_case_and_accents_are_taken_away(text: str, folded: str) -> None:
+    assert fold(text) == folded
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text", "is_found"),
+    [
+        pytest.param("código", "Mi CODIGO falla", True, id="accents"),
+        pytest.param("code", "decode it", False, id="inside-a-word"),
+        pytest.param("code", "my_code", False, id="part-of-an-identifier"),
+        pytest.param("code", "«code»!", True, id="between-signs"),
+        pytest.param("unit  test", "write a Unit\nTest", True, id="phrase-over-a-line"),
+        pytest.param("unit test", "unit, test", True, id="phrase-around-a-sign"),
+        pytest.param("unit test", "unit testing", False, id="phrase-inside-a-word"),
+        pytest.param("C++", "in c++, please", True, id="signs"),
+        pytest.param("C++", "in c, please", False, id="signs-count"),
+        pytest.param("C#", "abc#", False, id="signs-inside-a-word"),
+        pytest.param(".net", "asp.net", True, id="sign-before"),
+        pytest.param("合同", "我需要一份租房合同吗", True, id="chinese"),
+        pytest.param("สัญญา", "ร่างสัญญาเช่า", True, id="thai"),
+        pytest.param("договор", "Мне нужен ДОГОВОР.", True, id="cyrillic"),
+        pytest.param("договор", "договорились", False, id="cyrillic-inside-a-word"),
+        pytest.param("x", "", False, id="nothing"),
+    ],
+)
+def test_a_keyword_is_found_as_a_whole(keyword: str, text: str, is_found: bool) -> None:
+    assert Keywords([keyword, "other"]).found_in(Words(text)) == (keyword if is_found else "")
