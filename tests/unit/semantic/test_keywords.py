@@ -29,6 +29,7 @@ def found(text: str, *keywords: str) -> set[str]:
         pytest.param("contratos y leyes", ["contrato", "ley"], {"contrato", "ley"}, id="plurales"),
         pytest.param("its", ["it"], set(), id="no-plural-of-two-letters"),
         pytest.param("contractes", ["contract"], {"contract"}, id="es-too"),
+        pytest.param("contracts2 contractse", ["contract"], set(), id="no-word-that-goes-on"),
         pytest.param("contracted", ["contract"], set(), id="no-other-ending"),
         pytest.param("Write C++ or C#.", ["c++", "c#", "c"], {"c++", "c#"}, id="signs-end-a-word"),
         pytest.param("interest\n  rate", ["interest rate"], {"interest rate"}, id="phrase-over-a-line-end"),
