@@ -22,14 +22,19 @@ _OPTIONS.log_errors = False
 
 
 class Case:
-    """A request to be judged at a local time; what several rules look at is made once."""
+    """A request to be judged at a local time; what several rules look at is made once. *any_regex*: any of theirs at once."""
 
-    def __init__(self, features: Features, now: datetime) -> None:
-        self.features, self.now = features, now
+    def __init__(self, features: Features, now: datetime, any_regex: Any = None) -> None:
+        self.features, self.now, self._any_regex = features, now, any_regex
 
     @cached_property
     def text(self) -> bytes:
         return self.features.prompt.text.encode("utf-8", "replace")
+
+    @cached_property
+    def may_have_regex(self) -> bool:
+        """False: no expression of any rule is in the text."""
+        return self._any_regex is None or self._any_regex.search(self.text) is not None
 
     @cached_property
     def words(self) -> Words:
@@ -91,6 +96,16 @@ def asks_for(name: str) -> Test:
 def compile_regex(pattern: str) -> Any:
     """An expression over UTF-8, whose search takes time linear in the text."""
     return re2.compile(pattern.encode(), _OPTIONS)
+
+
+def any_of(patterns: Sequence[str]) -> Any:
+    """One expression for all of *patterns*, so that most texts are read once; None where that would not be the same."""
+    if len(patterns) < 2 or any(r"\Q" in pattern for pattern in patterns):  # that would quote what follows too
+        return None
+    try:
+        return compile_regex("|".join(f"(?:{pattern})" for pattern in dict.fromkeys(patterns)))
+    except re2.error:  # too large together
+        return None
 
 
 def names_in(patterns: Iterable[str]) -> list[str]:
@@ -204,7 +219,7 @@ def _of_the_text(when: Match) -> Iterator[Test]:
         yield Test(
             "regex",
             _listed(when.regex),
-            lambda case: any(regex.search(case.text) for _, regex in regexes),
+            lambda case: case.may_have_regex and any(regex.search(case.text) for _, regex in regexes),
             lambda case: next((pattern for pattern, regex in regexes if regex.search(case.text)), "none"),
         )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from axiond.errors import RequestError
 from axiond.manifest.routes import Auto, Failure, Route, Sticky
@@ -11,7 +11,7 @@ from axiond.manifest.spec import Manifest
 from axiond.routing import language
 from axiond.routing.auto import score_models
 from axiond.routing.choose import LONGEST_NAME, can_answer, candidates, draw_model, known_models
-from axiond.routing.conditions import Bounds, Case, Test, asks_for, conditions, identity, names_in
+from axiond.routing.conditions import Bounds, Case, Test, any_of, asks_for, conditions, identity, names_in
 from axiond.routing.decision import (
     Answer,
     Condition,
@@ -59,7 +59,7 @@ class Rules:
     What is compiled once per generation.
 
     *index* tells domains. *names*: public names beside those of models, that rules answer to. *groups*: digests of API
-    keys to their groups.
+    keys to their groups. *any_regex* stands for those of all rules.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -68,6 +68,7 @@ class Rules:
     index: "SemanticIndex | None" = None
     names: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    any_regex: Any = None
 
     @classmethod
     def of(cls, manifest: Manifest, index: "SemanticIndex | None" = None) -> "Rules":
@@ -85,6 +86,7 @@ class Rules:
             index,
             tuple(dict.fromkeys(names)),
             {digest(key.get_secret_value()): group for group, keys in reversed(groups) for key in keys},
+            any_of([pattern for route in manifest.routes if route.when for pattern in route.when.regex]),
         )
 
     def group_of(self, key: str) -> str:
@@ -150,7 +152,7 @@ class _Trial:
     counts: dict[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.case = Case(self.features, self.scene.now)
+        self.case = Case(self.features, self.scene.now, self.rules.any_regex)
 
     def begin(self, rule: Rule) -> Tried | None:
         if self.trace is None:

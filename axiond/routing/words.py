@@ -3,11 +3,14 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import cached_property
 
 _ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0670]+")
 _WORD = re.compile(r"\w+")
-# These write words without spaces between them: Thai to Khmer, kana, Chinese; a keyword is found inside a run of letters.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+# ASCII needs no expression for that, which is three times as fast.
+_APART = bytes(byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(128)) + bytes(128)
+# These put no spaces between words, or endings right behind them: Thai to Khmer, Hangul, kana, Chinese.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def fold(text: str) -> str:
@@ -20,9 +23,12 @@ class Words:
 
     def __init__(self, text: str) -> None:
         self.folded = fold(text)
-        words = _WORD.findall(self.folded)
-        self.all = frozenset(words)
-        self.joined = f" {' '.join(words)} "
+        self._list = _split(self.folded)
+        self.all = frozenset(self._list)
+
+    @cached_property
+    def joined(self) -> str:
+        return f" {' '.join(self._list)} "
 
 
 class Keywords:
@@ -30,6 +36,7 @@ class Keywords:
 
     def __init__(self, keywords: Iterable[str]) -> None:
         folded = {fold(" ".join(keyword.split())): keyword for keyword in keywords}
+        folded.pop("", None)
         self._written = folded
         self._words = frozenset(keyword for keyword in folded if _WORD.fullmatch(keyword) and not _UNSPACED.search(keyword))
         self._inner = tuple(keyword for keyword in folded if _UNSPACED.search(keyword))
@@ -60,6 +67,10 @@ def words_of(keyword: str) -> tuple[str, ...]:
     """The words of a keyword that is found word by word; none where signs, or a script without spaces, make it otherwise."""
     words = tuple(fold(keyword).split())
     return words if all(map(_WORD.fullmatch, words)) and not _UNSPACED.search("".join(words)) else ()
+
+
+def _split(folded: str) -> list[str]:
+    return folded.encode().translate(_APART).decode().split() if folded.isascii() else _WORD.findall(folded)
 
 
 def _whole(keyword: str) -> re.Pattern[str]:

@@ -478,3 +478,16 @@ def test_every_condition_of_the_manifest_is_compiled() -> None:
     for name, value in values.items():
         tokens = (1, 1, 1)
         assert not matches({name: value}, asks(tokens=tokens), verdict=None), name
+
+
+@pytest.mark.parametrize(
+    ("text", "route"),
+    [("a.b", "quoted"), ("x end", "end"), ("END", "any-case"), ("first\nend", "line"), ("an end here", ""), ("axb", "")],
+    ids=["quoted", "end", "any-case", "line", "none", "no-quote"],
+)
+def test_expressions_of_several_rules_do_not_touch_each_other(text: str, route: str) -> None:
+    patterns = {"quoted": "\\Qa.b", "line": "(?m)^end$", "any-case": "(?i)^END$", "end": "end$"}
+    wanted = manifest(*({"name": name, "when": {"regex": [pattern]}, "models": ["b"]} for name, pattern in patterns.items()))
+    assert decided(wanted, request("a", text)).route == route
+    rest = manifest(*({"name": name, "when": {"regex": [patterns[name]]}, "models": ["b"]} for name in patterns if name != "quoted"))
+    assert decided(rest, request("a", text)).route == route.replace("quoted", "")

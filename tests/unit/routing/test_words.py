@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from axiond.routing.words import Keywords, Words, fold
 
@@ -36,8 +38,16 @@ def test_case_and_accents_are_taken_away(text: str, folded: str) -> None:
         pytest.param("สัญญา", "ร่างสัญญาเช่า", True, id="thai"),
         pytest.param("договор", "Мне нужен ДОГОВОР.", True, id="cyrillic"),
         pytest.param("договор", "договорились", False, id="cyrillic-inside-a-word"),
+        pytest.param("계약", "임대차 계약서를 써 주세요", True, id="korean-with-an-ending"),
         pytest.param("x", "", False, id="nothing"),
+        pytest.param("\u0301", "", False, id="accent-alone"),
     ],
 )
 def test_a_keyword_is_found_as_a_whole(keyword: str, text: str, is_found: bool) -> None:
     assert Keywords([keyword, "other"]).found_in(Words(text)) == (keyword if is_found else "")
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_words_of_ascii_are_those_of_any_text(text: str) -> None:
+    """Both ways to find words agree: the accent makes the second text take the other."""
+    assert Words(text).joined.split() == Words(f"{text} é").joined.split()[:-1]
