@@ -37,6 +37,7 @@ from axiond.report import (
     VerdictReport,
 )
 from axiond.resources.machine import format_cpu_list
+from axiond.traffic import traffic_lines
 
 _STYLES: Final = {
     "ready": "green", "starting": "yellow", "fetching": "yellow", "draining": "cyan", "stopping": "cyan", "backoff": "red",
@@ -121,6 +122,7 @@ def plan_view(plan: PlanReport) -> RenderableType:
     parts: list[RenderableType] = [table, ""] if table.row_count else []
     parts += [f"{change.model}: {change.memory_arithmetic}" for change in plan.models if change.memory_arithmetic]
     parts += [_memory_plan(plan.memory), ""] if plan.memory and plan.memory.needed_bytes else []
+    parts += [*traffic_lines(plan.traffic), ""] if plan.traffic and plan.traffic.requests and not plan.is_empty else []
     return Group(*parts, plan_sentence(plan))
 
 

@@ -1,6 +1,6 @@
 """Canned reports, as a daemon with one good, one failed and one changing model would send."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from axiond.cpumap import cpus_report
 from axiond.report import (
@@ -16,6 +16,7 @@ from axiond.report import (
     LeftLayers,
     ModelChange,
     ModelReport,
+    Move,
     PlanReport,
     RejectionReport,
     RouteExplanation,
@@ -24,6 +25,8 @@ from axiond.report import (
     SourceReport,
     Status,
     StepReport,
+    TrafficPlan,
+    Untold,
     VerdictReport,
 )
 from axiond.resources.machine import Core, Topology
@@ -134,7 +137,23 @@ def busy_plan() -> PlanReport:
             ModelChange(model="same", verdict="none"),
         ),
         server=(FieldChange(path="listen", old="127.0.0.1:8080", new="0.0.0.0:80", change="daemon"),),
-        routes=(FieldChange(path="routes.0.fallback", old=None, new=["chat"], change="live"),),
+        routes=(
+            FieldChange(path="routes", old=["mix"], new=["code", "mix"], change="live"),
+            FieldChange(path="routes.mix.fallback", old=None, new=["chat"], change="live"),
+        ),
+        domains=(FieldChange(path="semantic.threshold", old=0.3, new=0.4, change="live"),),
+        auto=(FieldChange(path="auto.residency", old=True, new=False, change="live"),),
+        traffic=TrafficPlan(
+            requests=1200,
+            since=datetime(2026, 1, 2, 11, 30, tzinfo=UTC),
+            moves=(
+                Move(from_route="", from_model="chat", to_route="code", to_model="code", count=84),
+                Move(from_route="mix", from_model="chat", to_route="code", to_model="chat", count=12),
+                Move(from_route="mix", from_model="old", to_route="", to_model="", to_status=404, count=7),
+                Move(from_route="no", from_model="", from_status=403, to_route="mix", to_model="chat", count=1),
+            ),
+            untold=(Untold(reason="the header x-team was not looked at then", count=36),),
+        ),
     )  # fmt: skip
 
 

@@ -84,7 +84,8 @@ def test_exit_code(conditions: dict[str, str], code: int) -> None:
         ),
         (
             busy_plan(),
-            "Plan: 1 to load, 1 to restart, 1 to unload, 1 unchanged, server settings changed, routes changed."
+            "Plan: 1 to load, 1 to restart, 1 to unload, 1 unchanged, server settings changed, routes changed,"
+            " domains changed, scores changed."
             " Some settings take effect when axiond itself restarts.",
         ),
     ],
