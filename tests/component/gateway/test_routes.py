@@ -13,7 +13,8 @@ from axiond.gateway.route import Aids
 from axiond.gateway.shadow import MOST_COPIES
 from axiond.manifest.spec import ModelSpec, Route
 from axiond.routing.decision import Answer, Decision, Features, Question, Verdict
-from axiond.routing.rules import Rules
+from axiond.routing.features import Needs
+from axiond.routing.rules import Rules, Scene
 
 from .conftest import Fake, Site, SiteMaker, chat, running, until
 from .test_failures import dead, error_of
@@ -341,7 +342,7 @@ async def test_questions_are_answered_and_decisions_noted_once(open_site: SiteMa
         await asyncio.sleep(0)
         return Verdict("code", 0.9, "embedding", {"code": 0.9}, 5) if b"python" in body and seen.prompt.text else Verdict()
 
-    def note(seen: Features, decision: Decision) -> None:
+    def note(seen: Features, _needs: Needs, _scene: Scene, decision: Decision) -> None:
         noted.append((seen.requested, decision.route))
 
     site: Site = await open_site(aids=Aids(answer, note))
