@@ -5,12 +5,12 @@ from axiond.routing.tokens import Tokens, estimate, prompt_tokens
 
 ENGLISH = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do. " * 4
 SPANISH = "Según el contrato, el inquilino deberá pagar la renta dentro de los cinco primeros días de cada mes. " * 4
-CODE = """def mean(values: list[float]) -> float:
+CODE = (
+    """def mean(values: list[float]) -> float:
     if not values:
         raise ValueError('nothing')
     return sum(values) / len(values)
-""" * 4
-    "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('nothing')\n    return sum(values) / len(values)\n"
+"""
     * 4
 )
 CHINESE = "人工智能正在改变我们的生活方式，许多公司都在使用大型语言模型来回答客户的问题。" * 6
