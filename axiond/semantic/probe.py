@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 SHARPNESS = 2.0
-WORDS = 0.7
+WORDS = 1.0
 NOISE = 0.3
 SHORTEST_WORD, BEGINNING = 3, 5
 
