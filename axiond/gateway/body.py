@@ -11,6 +11,7 @@ from axiond.errors import RequestError
 
 MOST_LENIENT_BYTES = 2**18  # Python's parser is slow, and holds the loop up from a thread too
 MOST_HEAD_BYTES = 2**13
+LONG_BYTES = 2**20
 MOST_PARTS = 2000  # vLLM's own form parser takes as many
 
 # Possessive, so that a hostile line costs no more than its length.
@@ -56,6 +57,12 @@ def model_in_json(raw: bytes) -> str | None:
     return model or None
 
 
+def model_and_fields(raw: bytes) -> tuple[str | None, Fields | None]:
+    """As `model_in_json()`. The fields of a long body come with it: to find them again would take as long as to find the name."""
+    fields = fields_in_json(raw) if len(raw) > LONG_BYTES else None
+    return model_in_json(raw if fields is None else b"{%s}" % b"".join((b'"model":', fields.get("model", b"null")))), fields
+
+
 def wants_stream(raw: bytes) -> bool:
     """Whether a JSON body asks for a stream; not where that is hard to tell."""
     try:
@@ -94,22 +101,22 @@ class Ask:
     """
     A body and the name it asks for; *is_named* is false where the name was supplied here.
 
-    *fields* are what the body holds, read when they are needed first, and *changed* those that a route writes anew.
+    *known* are the body's fields, where they were found with the name, and *changed* those that a route writes anew.
     """
 
     name: str
     body: bytes | None
     is_named: bool = True
     form_type: str = ""
+    known: Fields | None = None
     changed: Mapping[str, Pieces] = field(default_factory=dict)
-    _fields: Fields | None = None
 
     @property
     def fields(self) -> Fields | None:
-        """None where there are none, or none that could be told."""
-        if self._fields is None and self.body is not None and not self.form_type:
-            self._fields = fields_in_json(self.body)
-        return self._fields
+        """Found when they are needed first; None where there are none, or none that could be told."""
+        if self.known is None and self.body is not None and not self.form_type:
+            self.known = fields_in_json(self.body)
+        return self.known
 
     def body_for(self, name: str) -> bytes | Pieces | None:
         """The body that asks for *name*: the very same bytes if it does already, and nothing else changes."""

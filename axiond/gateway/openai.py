@@ -7,7 +7,7 @@ from collections import OrderedDict
 from aiohttp import web
 
 from axiond.errors import RequestError
-from axiond.gateway.body import Ask, model_in_form, model_in_json
+from axiond.gateway.body import LONG_BYTES, Ask, model_and_fields, model_in_form
 from axiond.gateway.chain import Chain
 from axiond.gateway.connection import Bodies, read_body
 from axiond.gateway.exchange import Exchange
@@ -20,7 +20,6 @@ from axiond.routing.paths import FORM_PATHS, LIGHT_PATHS
 from axiond.routing.router import Router
 
 STORED_RESPONSE = re.compile(r"/v1/responses/([A-Za-z0-9_.-]{1,128})(/cancel)?")
-MOST_AT_ONCE_BYTES = 2**20
 MOST_REMEMBERED = 10_000
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_.-]{1,120})"')
 
@@ -46,7 +45,7 @@ class Passthrough:
             status, message = decision.refusal
             raise RequestError(status, "refused_by_route", message)
         exchange.model = decision.models[0]
-        await _rewrite(path, ask, decision)
+        add_what_the_route_wants(path, ask, decision)
         response = await self._chain.answer(exchange, ask, decision, is_light=path in LIGHT_PATHS)
         if path == "/v1/responses" and (found := _RESPONSE_ID.search(exchange.head)):
             self._remember(found[1].decode(), ask.name, exchange.model)
@@ -68,8 +67,10 @@ class Passthrough:
             raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {wanted}, not {request.content_type[:100]}.")
         body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
         form_type = request.headers["Content-Type"] if form else ""
-        name = model_in_form(body, form_type) if form else model_in_json(body)
-        return Ask(name or self._only_name(), body, bool(name), form_type)
+        name, fields = (model_in_form(body, form_type), None) if form else model_and_fields(body)
+        if len(body) > LONG_BYTES:
+            await asyncio.sleep(0)  # others get a turn between reading a long body and what comes of it
+        return Ask(name or self._only_name(), body, bool(name), form_type, fields)
 
     def _only_name(self) -> str:
         """A name of the only model there is."""
@@ -86,11 +87,7 @@ class Passthrough:
             self._responses.popitem(last=False)
 
 
-async def _rewrite(path: str, ask: Ask, decision: Decision) -> None:
-    """Change the body as the route wants it. Others get a turn before the fields of a long one are looked for."""
-    if not (decision.sampling or decision.system_prompt):
-        return
-    if len(ask.body or b"") > MOST_AT_ONCE_BYTES:
-        await asyncio.sleep(0)
-    if fields := ask.fields:
+def add_what_the_route_wants(path: str, ask: Ask, decision: Decision) -> None:
+    """Change the body, if it is one that can be changed."""
+    if (decision.sampling or decision.system_prompt) and (fields := ask.fields):
         ask.changed = rewrite(path, fields, decision.sampling, decision.system_prompt)
