@@ -106,12 +106,15 @@ class Semantics:
         async with self._turn:
             if source and folder:
                 encoder = self._encoders.get(source) or await self._load_from(source, folder)
-            try:
-                index = await asyncio.to_thread(self._build, manifest.domains, manifest.semantic, encoder)
-            except Exception as exc:  # whatever a text does to a model, it costs this manifest and not the daemon
-                raise DomainsError(("domains",), f"their texts cannot be used: {exc!r}", "change them, or the embedding model") from exc
+            index = await self._index(manifest, encoder)
         self._indexes[content] = index
         return index
+
+    async def _index(self, manifest: Manifest, encoder: Encoder | None) -> SemanticIndex:
+        try:
+            return await asyncio.to_thread(self._build, manifest.domains, manifest.semantic, encoder)
+        except Exception as exc:  # whatever a text does to a model, it costs this manifest and not the daemon
+            raise DomainsError(("domains",), f"their texts cannot be used: {exc!r}", "change them, or the embedding model") from exc
 
     async def _folder(self, source: str) -> Path:
         try:
