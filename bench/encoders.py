@@ -27,7 +27,10 @@ class TorchEncoder:
     def __init__(self, folder: Path, threads: int) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
+        from tokenizers import Tokenizer
 
+        self._counter = Tokenizer.from_file(str(read_folder(folder).transformer / "tokenizer.json"))
+        self._counter.no_padding()
         torch.set_num_threads(threads)
         self._model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
         self._model.eval()
@@ -35,8 +38,8 @@ class TorchEncoder:
     def encode(self, texts: Sequence[str], most_tokens: int = 64) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         self._model.max_seq_length = most_tokens
         vectors = self._model.encode(list(texts), batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False)
-        ids = self._model.tokenizer(list(texts), truncation=True, max_length=most_tokens)["input_ids"]
-        return vectors, tuple(map(len, ids))
+        self._counter.enable_truncation(most_tokens)
+        return vectors, tuple(len(self._counter.encode(text).ids) for text in texts)
 
 
 class OnnxEncoder:

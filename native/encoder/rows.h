@@ -1,7 +1,13 @@
 // The operations of ops.h over a vector V of 16 floats, which each <isa>.cc brings before including this, with
 // kAccumulators: how many of V fit into registers beside what is multiplied.
+#include <type_traits>
+#include <utility>
+
 #include "../small/vector_math.h"
 #include "ops.h"
+
+#define AXIOND_INLINE __attribute__((always_inline))
+#define AXIOND_EACH(i) [&](auto i) AXIOND_INLINE
 
 namespace axiond::encoder {
 namespace {
@@ -44,22 +50,31 @@ struct Matrix {
   int64_t stride;
 };
 
+template <class F, int... I>
+AXIOND_INLINE inline void each_of(std::integer_sequence<int, I...>, F f) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+
+// f(0) to f(N - 1) with constant arguments: arrays of accumulators stay in registers only under constant indices.
+template <int N, class F>
+AXIOND_INLINE inline void each(F f) {
+  each_of(std::make_integer_sequence<int, N>(), f);
+}
+
 // dst[R][16 * C] = a[R][k] * b[k][16 * C].
 template <int R, int C>
 inline void multiply_tile(Matrix a, Matrix b, int64_t k, float* dst, int64_t dst_stride) {
   V acc[R][C];
-  for (auto& row : acc)
-    for (V& v : row) v = V::all(0);
+  each<R>(AXIOND_EACH(r) { each<C>(AXIOND_EACH(c) { acc[r][c] = V::all(0); }); });
   for (int64_t i = 0; i < k; ++i) {
     V right[C];
-    for (int c = 0; c < C; ++c) right[c] = load(b.at + i * b.stride + c * kLanes);
-    for (int r = 0; r < R; ++r) {
+    each<C>(AXIOND_EACH(c) { right[c] = load(b.at + i * b.stride + c * kLanes); });
+    each<R>(AXIOND_EACH(r) {
       const V left = V::all(a.at[r * a.stride + i]);
-      for (int c = 0; c < C; ++c) acc[r][c] = V::fma(left, right[c], acc[r][c]);
-    }
+      each<C>(AXIOND_EACH(c) { acc[r][c] = V::fma(left, right[c], acc[r][c]); });
+    });
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(dst + r * dst_stride + c * kLanes, acc[r][c]);
+  each<R>(AXIOND_EACH(r) { each<C>(AXIOND_EACH(c) { store(dst + r * dst_stride + c * kLanes, acc[r][c]); }); });
 }
 
 template <int R, int C>

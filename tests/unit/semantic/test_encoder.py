@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_only_as_many_tokens_as_asked_for_are_read(encoder: Encoder) -> None:
     assert tokens == (8, 8, 3)
     assert np.array_equal(vectors[0], vectors[1])
     assert encoder.encode([long], 10_000)[1] == (encoder.most_tokens,) == (Bert().positions,)
+
+
+def test_threads_that_read_different_lengths_do_not_disturb_each_other(encoder: Encoder) -> None:
+    text = "w1 w2 w3 " * 10
+    with ThreadPoolExecutor() as threads:
+        counts = list(threads.map(lambda most: encoder.encode([text] * 20, most)[1], [4, 8, 16] * 40))
+    assert counts == [(most,) * 20 for most in [4, 8, 16] * 40]
 
 
 def test_blanks_do_not_hide_the_words_behind_them(encoder: Encoder) -> None:
