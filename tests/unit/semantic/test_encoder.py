@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +57,18 @@ def test_only_as_many_tokens_as_asked_for_are_read(encoder: Encoder) -> None:
     assert encoder.encode([long], 10_000)[1] == (encoder.most_tokens,) == (Bert().positions,)
 
 
+@pytest.fixture
+def _threads_change_at_every_instruction() -> Iterator[None]:
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("_threads_change_at_every_instruction")
 def test_threads_that_read_different_lengths_do_not_disturb_each_other(encoder: Encoder) -> None:
     text = "w1 w2 w3 " * 10
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(8) as threads:
         counts = list(threads.map(lambda most: encoder.encode([text] * 20, most)[1], [4, 8, 16] * 40))
     assert counts == [(most,) * 20 for most in [4, 8, 16] * 40]
 
