@@ -16,7 +16,7 @@ from axiond.semantic.index import SemanticIndex
 from axiond.semantic.reading import decide, readable
 
 DEADLINE_S = 0.25
-MOST_TOGETHER = 8
+MOST_TOGETHER = 4
 
 Key = tuple[SemanticIndex, bytes]
 
