@@ -1,5 +1,6 @@
 """How a request would be routed, and why: the same decision as in earnest, but nothing is sent, counted or woken."""
 
+import asyncio
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from axiond.report import (
     StepReport,
     VerdictReport,
 )
+from axiond.routing import language
 from axiond.routing.decision import Answer, Decision, Features, FindDomain, Question, Scored, Trace, Tried, Verdict
 from axiond.routing.features import EVERYTHING, features
 from axiond.routing.paths import PATHS
@@ -50,6 +52,7 @@ async def explain(asked: RouteQuestion, rules: Rules, scene: Scene, answer: Answ
     watch = _Watch()
     body = body_of(asked)
     name, content = _name_of(body, scene), orjson.dumps(body)
+    await asyncio.to_thread(language.load)
     with watch.step("features"):
         seen = features(
             name, asked.path, CIMultiDict(asked.headers), asked.client or asked.key, asked.key,

@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 from axiond.errors import DomainsError, SourceError
 from axiond.manifest.routes import Domain, Semantic
 from axiond.manifest.spec import Manifest
+from axiond.routing import language
+from axiond.routing.features import needs_of
 from axiond.semantic.check import AT, REMEDY
 from axiond.semantic.encoder import Encoder
 from axiond.semantic.index import SemanticIndex, build_index
@@ -54,13 +56,15 @@ class Semantics:
 
     async def prepare(self, manifest: Manifest, within_s: float = DEADLINE_S) -> SemanticIndex | None:
         """
-        The index for a manifest's domains; None where it has none.
+        The index for a manifest's domains; None where it has none. What tells languages is loaded too, if a rule asks for it.
 
         What is not ready *within_s*, or when this is cancelled, goes on, and the next call waits for the same.
 
         Raises:
             DomainsError: the embedding model is missing or cannot be used, or it takes longer.
         """
+        if needs_of(manifest.routes).language:
+            await asyncio.to_thread(language.load)
         if not manifest.domains:
             return None
         content = sha256(manifest.model_dump_json(include={"domains", "semantic"}).encode()).hexdigest()
