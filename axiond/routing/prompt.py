@@ -96,7 +96,12 @@ class _Body(msgspec.Struct):
     instructions: _Content = None
     input: _Prompt = None
     prompt: _Prompt = None
-    query: str | None = None
+    query: _Prompt = None
+    texts: list[str] | None = None
+    token_ids: list[int] | None = None
+    documents: msgspec.Raw = msgspec.Raw()
+    text_1: msgspec.Raw = msgspec.Raw()
+    text_2: msgspec.Raw = msgspec.Raw()
     stream: bool | None = None
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
@@ -139,13 +144,11 @@ def _said(body: _Body) -> Said:
     for turn in body.messages:
         _add_turn(said, turn.role, turn.content)
         if turn.tool_calls:
-            said.rest.append(bytes(turn.tool_calls).decode())
-    _add_prompt(said, body.input)
-    _add_prompt(said, body.prompt)
-    _add_prompt(said, body.query)
-    tools = [raw for raw in (body.tools, body.functions) if bytes(raw) not in _NOTHING]
-    said.has_tools = bool(tools)
-    said.rest += (bytes(raw).decode() for raw in tools)
+            _add_rest(said, turn.tool_calls)
+    for prompt in (body.input, body.prompt, body.query, body.texts, body.token_ids):
+        _add_prompt(said, prompt)
+    _add_rest(said, body.documents, body.text_1, body.text_2)
+    said.has_tools = _add_rest(said, body.tools, body.functions)
     said.response_format = _format(body)
     named = body.conversation.id if isinstance(body.conversation, _Id) else body.conversation
     said.conversation = named or body.prompt_cache_key or ""
@@ -158,7 +161,14 @@ def _add_turn(said: Said, role: str, content: _Content) -> None:
         said.turns.append(("system" if role == "developer" else role, text))
 
 
-def _add_prompt(said: Said, prompt: _Prompt) -> None:
+def _add_rest(said: Said, *values: msgspec.Raw) -> bool:
+    """Note what counts for its length alone; whether there is any."""
+    given = [bytes(value).decode() for value in values if bytes(value) not in _NOTHING]
+    said.rest += given
+    return bool(given)
+
+
+def _add_prompt(said: Said, prompt: "_Prompt | list[str] | list[int]") -> None:
     match prompt:
         case str() if prompt:
             said.turns.append(("user", prompt))

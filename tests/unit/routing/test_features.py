@@ -69,6 +69,7 @@ def said(*turns: tuple[str, str]) -> dict[str, Any]:
         pytest.param({"prompt": [[1, 2], [3]]}, "", id="numbers"),
         pytest.param({"input": ["a", "b"]}, "a\nb", id="embeddings"),
         pytest.param({"query": "which", "documents": ["a"]}, "which", id="rerank"),
+        pytest.param({"texts": ["a", "b"]}, "a\nb", id="embeddings-of-cohere"),
         pytest.param(b"", "", id="nothing"),
         pytest.param(b"[1]", "", id="no-object"),
         pytest.param(b'{"a": NaN, "prompt": "x"}', "x", id="skimmed-for-a-number-that-is-none"),
@@ -159,6 +160,15 @@ def test_what_actions_need() -> None:
 
 def talk(*turns: tuple[str, str], client: str = "c", **more: Any) -> str:
     return seen({**said(*turns), **more}, client=client).prompt.conversation
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"tools": [{"name": "f" * 99}]}, {"documents": ["d" * 99]}, {"text_1": "a" * 99, "text_2": ["b"]}, {"token_ids": [1, 2, 3]}],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_the_user_did_not_say_counts_as_tokens(more: dict[str, Any]) -> None:
+    assert seen({"prompt": "x", **more}).prompt.least_tokens >= seen({"prompt": "x"}).prompt.least_tokens + 3
 
 
 def test_a_conversation_is_known_by_its_beginning() -> None:
