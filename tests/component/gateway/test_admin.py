@@ -14,9 +14,9 @@ import pytest
 from axiond.errors import AxiondError, ManifestError, Place, Problem, RequestError
 from axiond.gateway.app import serve_admin
 from axiond.gateway.metrics import Metrics
-from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, RouteExplanation, RouteQuestion, Status
 from axiond.routing.router import Router
-from tests.fakes.reports import cpus, healthy
+from tests.fakes.reports import cpus, explained, healthy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PROBLEM = Problem(Place("axiond.toml", 3, 7, "models.a.sorce"), "unknown field", "did you mean source?")
@@ -54,6 +54,10 @@ class Recorder:
         if timeout_s == 13:
             raise ValueError("a bug")
         return ReloadReport(generation=1, is_accepted=True, is_realised=wait)
+
+    async def explain(self, asked: RouteQuestion) -> RouteExplanation:
+        self.calls.append(asked)
+        return explained()
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Event]]:
@@ -103,6 +107,33 @@ async def test_a_plan_is_made_of_what_is_sent(admin: aiohttp.ClientSession, cont
     async with admin.post("/admin/v1/plan", data=b"x", headers={"Content-Type": content_type}) as answer:
         assert PlanReport.model_validate(await answer.json()).is_empty
     assert control.calls == [("plan", b"x", is_json)]
+
+
+async def test_a_question_about_routing_is_passed_on(admin: aiohttp.ClientSession, control: Recorder) -> None:
+    asked = {"model": "m", "prompt": "p", "headers": {"X-A": "b"}}
+    async with admin.post("/admin/v1/route:explain", json=asked) as answer:
+        assert RouteExplanation.model_validate(await answer.json()) == explained()
+    assert control.calls == [RouteQuestion(model="m", prompt="p", headers={"X-A": "b"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'{"model": ', "Invalid JSON"),
+        (b'{"modle": "m"}', "modle"),
+        (b'{"headers": "x"}', "headers: "),
+        (b'{"body": []}', "body: "),
+        (b"", "Invalid JSON"),
+    ],
+    ids=["no-json", "unknown-field", "headers", "body", "nothing"],
+)
+async def test_a_question_without_sense_is_told_where(admin: aiohttp.ClientSession, control: Recorder, text: bytes, says: str) -> None:
+    async with admin.post("/admin/v1/route:explain", data=text) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+    assert error["code"] == "invalid_question"
+    assert says in error["message"]
+    assert control.calls == []
 
 
 async def test_every_problem_of_a_manifest_is_told(admin: aiohttp.ClientSession) -> None:
