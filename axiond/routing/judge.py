@@ -3,16 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 import orjson
 
 from axiond.routing.decision import Verdict
-
-if TYPE_CHECKING:
-    from axiond.semantic.index import SemanticIndex
-
-FIRST_TOKENS = 64  # read of a prompt at first; longer ones are read further unless they are clear
+from axiond.semantic.index import FIRST_TOKENS, SemanticIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +21,7 @@ class Judge:
     thresholds: Mapping[str, float]
 
     @classmethod
-    def of(cls, index: "SemanticIndex") -> "Judge":
+    def of(cls, index: SemanticIndex) -> "Judge":
         semantic = index.semantic
         said = {name: [domain.description, domain.examples, domain.keywords] for name, domain in index.domains.items()}
         texts = orjson.dumps([semantic.embedding_model, index.encoder is not None, said], option=orjson.OPT_SORT_KEYS)
