@@ -51,7 +51,10 @@ async def explain(asked: RouteQuestion, rules: Rules, scene: Scene, answer: Answ
         raise RequestError(400, "invalid_question", f"No model answers on {asked.path[:99]}; try /v1/chat/completions.", param="path")
     watch = _Watch()
     body = body_of(asked)
-    name, content = _name_of(body, scene), orjson.dumps(body)
+    try:
+        name, content = _name_of(body, scene), orjson.dumps(body)
+    except orjson.JSONEncodeError as exc:
+        raise RequestError(400, "invalid_question", f"The `body` is no JSON that could be sent: {exc}.", param="body") from exc
     await asyncio.to_thread(language.load)
     with watch.step("features"):
         seen = features(

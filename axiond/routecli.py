@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 import orjson
 import typer
+from pydantic_core import PydanticSerializationError
 
 from axiond.client import AdminClient
 from axiond.errors import AxiondError, DaemonUnreachable
@@ -52,6 +53,10 @@ def explain_route(
     Example: axiond route explain "How do I sort a list in Python?"
     """
     asked = RouteQuestion(path=path, headers=_headers(header or ()), key_group=key_group, **_said(prompt, model, stream, file))
+    try:
+        asked.model_dump_json()
+    except PydanticSerializationError as exc:
+        raise AxiondError(f"this is no request that could be sent: {exc}") from exc
     raise typer.Exit(run(_explain(asked, manifest, find_socket(socket, manifest), as_json)))
 
 

@@ -91,11 +91,13 @@ async def test_without_a_daemon_the_manifest_decides_and_says_so(tmp_path: Path)
         (["--file", "{folder}/broken.json"], "broken.json is not JSON"),
         (["--file", "{folder}/list.json"], "list.json is not a request"),
         (["--file", "{folder}/list.json", "x"], "whole request"),
+        (["--file", "{folder}/deep.json"], "no request that could be sent"),
+        (["a\udcffb"], "no request that could be sent"),
         (["x", "--header", "X-Team"], 'written like "X-Team: blue"'),
         (["x", "--path", "/v2/nothing"], "No model answers on /v2/nothing"),
         (["x", "--manifest", "{folder}/broken.json"], "broken.json:1:"),
     ],
-    ids=["no-file", "no-json", "no-object", "two-requests", "no-header", "no-path", "no-manifest"],
+    ids=["no-file", "no-json", "no-object", "two-requests", "too-deep", "no-text", "no-header", "no-path", "no-manifest"],
 )
 def test_bad_input_is_told(
     tmp_path: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -103,6 +105,7 @@ def test_bad_input_is_told(
     (tmp_path / "axiond.toml").write_text(MANIFEST)
     (tmp_path / "broken.json").write_text('{"model": ')
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "deep.json").write_text('{"a": ' * 500 + "1" + "}" * 500)
     written = [word.format(folder=tmp_path) for word in arguments]
     more = [] if "--manifest" in written else ["--manifest", str(tmp_path / "axiond.toml")]
     monkeypatch.setattr("sys.argv", ["axiond", "route", "explain", *written, *more, "--socket", str(tmp_path / "none")])

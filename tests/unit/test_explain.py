@@ -95,7 +95,9 @@ async def test_the_group_of_a_key_is_found_and_the_key_not_told() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"])
 async def test_no_text_of_the_prompt_comes_back(path: str) -> None:
-    found = await explained(path=path, model="auto", prompt=f"{SECRET} python javascript", key=SECRET, client=SECRET, headers={"X-A": SECRET})
+    found = await explained(
+        path=path, model="auto", prompt=f"{SECRET} python javascript", key=SECRET, client=SECRET, headers={"X-A": SECRET}
+    )
     assert found.route == "code"
     assert SECRET not in found.model_dump_json()
 
@@ -111,9 +113,10 @@ async def test_prompts_are_counted_only_where_it_matters() -> None:
     [
         ({"body": {"model": "small"}, "prompt": "x"}, "either a `body`"),
         ({"body": {"messages": []}}, "say which `model`"),
+        ({"body": {"model": "small", "messages": "\ud800"}}, "no JSON that could be sent"),
         ({"model": "small", "path": "/v1/chat"}, "No model answers on /v1/chat"),
     ],
-    ids=["two-requests", "no-model", "no-such-path"],
+    ids=["two-requests", "no-model", "no-text", "no-such-path"],
 )
 async def test_a_question_that_makes_no_sense_is_an_error(asked: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says) as caught:
