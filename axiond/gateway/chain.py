@@ -63,7 +63,7 @@ class Chain:
         draw = random.random()  # noqa: S311  # spreads load, guards nothing
         asked = Asked(
             ask.name, draw, exchange.client, is_light,
-            models=decision.models, fallback_on=decision.fallback_on, max_wait_s=decision.max_wait_s,
+            models=decision.models, fallback_on=decision.fallback_on, max_wait_s=decision.max_wait_s, is_patient=decision.is_scored,
         )  # fmt: skip
         failures: list[str] = []
         while True:

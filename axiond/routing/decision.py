@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from axiond.manifest.routes import Failure, SystemPrompt
 
+ANY_FAILURE: frozenset[Failure] = frozenset(("error", "overload", "timeout"))
+
 Stage = Literal["keyword", "embedding", "none"]
 
 
@@ -83,7 +85,7 @@ class Decision:
 
     *models*: the chosen one first, then those to fall back on. *route* is "" where no rule matched and the name alone
     decided. *reason* is one line of ASCII. *refusal* is status and message. *counts* are the prompt's tokens for each model
-    that was asked about.
+    that was asked about. *is_scored*: how long each model takes to be ready was weighed, so one on its way is waited for.
     """
 
     models: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ class Decision:
     refusal: tuple[int, str] | None = None
     verdict: Verdict | None = None
     counts: Mapping[str, int | None] = field(default_factory=dict)
+    is_scored: bool = False
 
 
 @dataclass(slots=True)

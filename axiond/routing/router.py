@@ -27,7 +27,8 @@ class Router:
 
     Of several models the first that may answer does. A later one is taken only for a reason that the request allows:
     "error", the one before has no engine; "overload", its queue is full or its turn would come too late. A model that has
-    engines and is merely busy is waited for. One whose engine is on its way is passed, but its queue is stood in too.
+    engines and is merely busy is waited for. One whose engine is on its way is passed, but its queue is stood in too,
+    unless the request is patient.
 
     Args:
         on_change: called when an engine's last request ends or a lazy model without engine is asked for.
@@ -157,7 +158,7 @@ class Router:
             else:
                 refused.append(refusal)
             reason: Failure = "overload" if isinstance(refusal, QueueError) else "error"
-            if reason not in asked.fallback_on or (refusal is None and pool.endpoints):
+            if reason not in asked.fallback_on or (refusal is None and (pool.endpoints or asked.is_patient)):
                 break
             asked.passed[pool.model] = reason
         if not queues:

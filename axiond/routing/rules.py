@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from axiond.errors import RequestError
-from axiond.manifest.routes import Auto, Failure, Route, Sticky
+from axiond.manifest.routes import Auto, Route, Sticky
 from axiond.manifest.spec import Manifest
 from axiond.routing import language
 from axiond.routing.auto import score_models
 from axiond.routing.choose import LONGEST_NAME, can_answer, candidates, draw_model, known_models
 from axiond.routing.conditions import Bounds, Case, Test, any_of, asks_for, conditions, identity, names_in
 from axiond.routing.decision import (
+    ANY_FAILURE,
     Answer,
     Condition,
     CountTokens,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from axiond.semantic.index import SemanticIndex
 
 LONGEST_REASON = 200
-ANY_FAILURE: frozenset[Failure] = frozenset({"error", "overload", "timeout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,7 @@ class _Trial:
     case: Case = field(init=False)
     verdict: Verdict | None = None
     is_verdict_known: bool = False
+    is_scored: bool = False
     counts: dict[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -219,14 +220,14 @@ class _Trial:
             system_prompt=route.system_prompt,
             verdict=self.verdict,
             counts=self.counts,
+            is_scored=self.is_scored,
         )
 
     def by_name(self) -> Generator[Question, Answer, Decision]:
         """The decision for a request that no rule takes."""
         models, how = yield from self._asked_for()
-        return Decision(
-            models, reason=how, fallback_on=ANY_FAILURE if len(models) > 1 else frozenset(), verdict=self.verdict, counts=self.counts
-        )
+        fallback_on = ANY_FAILURE if len(models) > 1 else frozenset()
+        return Decision(models, reason=how, fallback_on=fallback_on, verdict=self.verdict, counts=self.counts, is_scored=self.is_scored)
 
     def ask_domain(self) -> Generator[Question, Answer, Verdict | None]:
         """What the prompt is about; None where nobody can tell. Asked once."""
@@ -266,6 +267,7 @@ class _Trial:
         specs = {model: pool.spec for model, pool in pools.items()}
         verdict = (yield from self.ask_domain()) if any(spec.fit for spec in specs.values()) else None
         waits_s = {model: self.scene.outlook_s(model) for model, pool in pools.items() if can_answer(pool)}
+        self.is_scored = True
         scored = score_models(self.rules.auto, specs, verdict, waits_s)
         if self.trace:
             self.trace.scored = scored

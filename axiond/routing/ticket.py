@@ -9,9 +9,8 @@ from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
 from axiond.manifest.routes import Failure
 from axiond.routing.choose import Load
+from axiond.routing.decision import ANY_FAILURE
 from axiond.routing.table import Pool
-
-ANY_FAILURE: frozenset[Failure] = frozenset(("error", "overload", "timeout"))
 
 
 @dataclass(slots=True)
@@ -25,6 +24,7 @@ class Asked:
 
     *models* are those that may answer it, best first, as decided; where none of them exists, *name* tells. A later one is
     taken for a reason in *fallback_on* only. A model whose turn is expected later than in *max_wait_s* is overloaded.
+    *is_patient*: a model on its way is waited for, though a later one is ready.
     *passed* is where the router notes which models it went past, and why.
     """
 
@@ -36,6 +36,7 @@ class Asked:
     models: tuple[str, ...] = ()
     fallback_on: frozenset[Failure] = ANY_FAILURE
     max_wait_s: float | None = None
+    is_patient: bool = False
     passed: dict[str, Failure] = field(default_factory=dict)
 
 

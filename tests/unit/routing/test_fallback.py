@@ -11,9 +11,10 @@ from axiond.errors import QueueError, RequestError
 from axiond.manifest.routes import Failure
 from axiond.manifest.spec import ModelSpec
 from axiond.reconcile.state import EngineKey
+from axiond.routing.decision import ANY_FAILURE
 from axiond.routing.router import Router
 from axiond.routing.table import Pool, RouteTable
-from axiond.routing.ticket import ANY_FAILURE, Asked, Lease, Ticket
+from axiond.routing.ticket import Asked, Lease, Ticket
 
 pytestmark = pytest.mark.looptime
 
@@ -87,6 +88,13 @@ async def test_who_answers(
     else:
         found = router.lease(request)
         assert (found.pool.model if isinstance(found, Lease) else found.models, request.passed) == (outcome, passed)
+
+
+@pytest.mark.parametrize(("state", "outcome"), [("cold", ("a",)), ("coming", ("a",)), ("broken", "b"), ("full", "b"), ("free", "a")])
+async def test_a_patient_request_waits_for_a_model_on_its_way(state: str, outcome: str | tuple[str, ...]) -> None:
+    """How long that takes was weighed when the models were scored."""
+    found = site(a=state, b="free").lease(asked("a", "b", is_patient=True))
+    assert (found.pool.model if isinstance(found, Lease) else found.models) == outcome
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ EVERY = {"model": ["*"]}
         ),
         pytest.param(
             {"models": ["a", "b"], "choose": "score"},
-            {"models": ("b", "a"), "reason": "route=r model score fit=0.90 wait=3s"},
+            {"models": ("b", "a"), "reason": "route=r model score fit=0.90 wait=3s", "is_scored": True},
             id="score",
         ),
         pytest.param(
