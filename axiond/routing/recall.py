@@ -10,16 +10,20 @@ from multidict import CIMultiDict
 
 from axiond.manifest.routes import Match
 from axiond.routing.conditions import SECRET_HEADERS, Case, Test, compile_regex
-from axiond.routing.decision import Features, Verdict
+from axiond.routing.decision import Decision, Features, Prompt, Verdict
 from axiond.routing.features import AUTO, Needs
 from axiond.routing.judge import Judge
 from axiond.routing.paths import JSON_PATHS
-from axiond.routing.rules import Rule, Rules
+from axiond.routing.rules import Rule, Rules, Scene
 from axiond.routing.words import Keywords, Words, words_of
 
 MOST_WORDS = 512
+BEGINNING_CHARS = 8 * MOST_WORDS
 FLAGS = ("is_stream", "has_tools", "has_images", "response_format")
 NOT_READ = "their bodies were not read, because no rule asked for it"
+
+
+Sought = str | tuple[str, str]
 
 
 class Untold(Exception):
@@ -71,7 +75,7 @@ class Kept:
     headers: frozenset[str]
     words: "array[int] | None"
     is_whole: bool
-    found: Mapping[str | tuple[str, str], bool]
+    found: Mapping[Sought, bool]
     counts: Mapping[str, int | None]
     verdict: Verdict | None
     judge: Judge | None
@@ -86,39 +90,67 @@ class Hashes:
 
     def __call__(self, words: Iterable[str]) -> "array[int]":
         salt = self._salt
-        return array("q", (hash((salt, word)) for word in words))
+        return array("q", [hash((salt, word)) for word in words])
 
 
-def keep(features: Features, needs: Needs, probes: Probes, hashes: Hashes, *, with_text: bool) -> Kept:
-    """What to remember of a request; what is known of its decision is added by the caller."""
+def keep(features: Features, needs: Needs, scene: Scene, decision: Decision, probes: Probes, judge: Judge | None, hashes: Hashes) -> Kept:
+    """
+    What to remember of a request that was decided.
+
+    Args:
+        features: what was read of it, because of its *needs*.
+        needs: of the rules in force.
+        scene: that it was decided in.
+        decision: what became of it.
+        probes: what else to look for.
+        judge: who gave the decision's verdict.
+        hashes: of its words.
+    """
     text = features.prompt.text if needs.text or (needs.auto and features.requested == AUTO) else None
-    headers = CIMultiDict((name, value) for name in probes.headers if (value := features.headers.get(name)) is not None)
-    words: Sequence[str] = ()
-    found: dict[str | tuple[str, str], bool] = {
-        (name, pattern): (value := features.headers.get(name)) is not None
-        and regex.search(value.encode("utf-8", "surrogateescape")) is not None
-        for (name, pattern), regex in probes.secrets.items()
-    }
+    words, is_whole = _beginning(text or "")
+    headers, found = _in_headers(features.headers, probes)
     if text is not None:
-        said, encoded = Words(text), text.encode("utf-8", "replace")
-        words = said.joined.split()
-        found |= {pattern: regex.search(encoded) is not None for pattern, regex in probes.regexes.items()}
-        wanted = probes.odd if len(words) <= MOST_WORDS else {**probes.odd, **probes.plain}
-        found |= {keyword: bool(matcher.found_in(said)) for keyword, matcher in wanted.items()}
+        found |= _in_text(text, probes, is_whole=is_whole)
+    said = features.prompt
     return Kept(
-        at=datetime.min,
-        draw=0.0,
-        features=replace(features, headers=headers, prompt=replace(features.prompt, text="")),
+        at=scene.now,
+        draw=scene.draw,
+        features=replace(features, headers=headers, prompt=Prompt("", said.tokens, said.least_tokens, said.most_tokens, said.conversation)),
         needs=needs,
         headers=frozenset(probes.headers),
-        words=None if text is None else hashes(words[:MOST_WORDS]),
-        is_whole=len(words) <= MOST_WORDS,
+        words=None if text is None else hashes(words),
+        is_whole=is_whole,
         found=found,
-        counts={},
-        verdict=None,
-        judge=None,
-        text=text if with_text else None,
+        counts=decision.counts,
+        verdict=decision.verdict,
+        judge=judge,
+        text=text if scene.table.keep_prompts else None,
     )
+
+
+def _beginning(text: str) -> tuple[Sequence[str], bool]:
+    """The first words of a text, and whether they are all; a word that may be cut is left out."""
+    words = Words(text[:BEGINNING_CHARS]).joined.split()
+    if len(text) > BEGINNING_CHARS:
+        return words[:-1][:MOST_WORDS], False
+    return words[:MOST_WORDS], len(words) <= MOST_WORDS
+
+
+def _in_headers(given: Mapping[str, str], probes: Probes) -> tuple[CIMultiDict[str], dict[Sought, bool]]:
+    headers = CIMultiDict((name, value) for name in probes.headers if (value := given.get(name)) is not None)
+    secrets: dict[Sought, bool] = {}
+    for (name, pattern), regex in probes.secrets.items():
+        value = given.get(name)
+        secrets[name, pattern] = value is not None and regex.search(value.encode("utf-8", "surrogateescape")) is not None
+    return headers, secrets
+
+
+def _in_text(text: str, probes: Probes, *, is_whole: bool) -> dict[Sought, bool]:
+    wanted = probes.odd if is_whole else {**probes.odd, **probes.plain}
+    said = Words(text) if wanted else None
+    encoded = text.encode("utf-8", "replace")
+    found: dict[Sought, bool] = {pattern: regex.search(encoded) is not None for pattern, regex in probes.regexes.items()}
+    return found | {keyword: bool(said and matcher.found_in(said)) for keyword, matcher in wanted.items()}
 
 
 class _View:
@@ -196,10 +228,10 @@ def _recalling(test: Test, when: Match | None, hashes: Hashes) -> Callable[[Case
             return lambda case: _has_header(test, name.lower(), pattern, case)
         case ("keywords", "", ""):
             phrases = [(keyword, hashes(words_of(keyword))) for keyword in (when.keywords if when else ())]
-            return lambda case: _in_text(test, case, (lambda kept: (_says(kept, keyword, words) for keyword, words in phrases)))
+            return lambda case: _by_text(test, case, (lambda kept: (_says(kept, keyword, words) for keyword, words in phrases)))
         case ("regex", "", ""):
             patterns = when.regex if when else ()
-            return lambda case: _in_text(test, case, lambda kept: (kept.found.get(pattern) for pattern in patterns))
+            return lambda case: _by_text(test, case, lambda kept: (kept.found.get(pattern) for pattern in patterns))
     return test.holds
 
 
@@ -217,7 +249,7 @@ def _has_header(test: Test, name: str, pattern: str, case: Case) -> bool | None:
     return known
 
 
-def _in_text(test: Test, case: Case, look: Callable[[Kept], Iterable[bool | None]]) -> bool | None:
+def _by_text(test: Test, case: Case, look: Callable[[Kept], Iterable[bool | None]]) -> bool | None:
     """Whether a condition on the text holds: judged on the text where it is kept, else by looking for any of what it names."""
     kept = _kept(case)
     if kept.text is not None or kept.features.path not in JSON_PATHS:

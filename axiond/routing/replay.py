@@ -47,9 +47,7 @@ class Replay:
         """
         self._follow(scene.table)
         if scene.table.replay_requests:
-            kept = keep(features, needs, self._probes, self._hashes, with_text=scene.table.keep_prompts)
-            verdict, counts = decision.verdict, decision.counts
-            self._kept.append(replace(kept, at=scene.now, draw=scene.draw, counts=counts, verdict=verdict, judge=self._judge))
+            self._kept.append(keep(features, needs, scene, decision, self._probes, self._judge, self._hashes))
 
     def moves(self, served: RouteTable, candidate: RouteTable, waits_s: Mapping[str, float | None]) -> "Moves":
         """
