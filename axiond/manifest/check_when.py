@@ -5,11 +5,13 @@ from collections.abc import Collection, Iterator
 from axiond.manifest.clash import Clash, Known
 from axiond.manifest.document import KeyPath
 from axiond.manifest.implies import FLAGS, covers, keys_of
+from axiond.manifest.languages import LANGUAGES
 from axiond.manifest.nearest import did_you_mean, quoted
 from axiond.manifest.routes import Match
 from axiond.routing.paths import ANSWER_PATHS, CHAT_PATHS, IMAGE_PATHS, PATHS, PROMPT_PATHS
 
 NEEDS = {"stream": ANSWER_PATHS, "tools": CHAT_PATHS, "images": IMAGE_PATHS}
+KNOWN_LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "pt", "ru", "tr")
 OF_PROMPTS = ("language", "min_prompt_tokens", "max_prompt_tokens", "keywords", "regex", "domain")
 
 
@@ -17,6 +19,10 @@ def check_when(at: KeyPath, when: Match, known: Known) -> Iterator[Clash]:
     yield from _check_paths(at, when)
     yield from _check_keys(at, when, known)
     yield from _check_numbers(at, when)
+    for index, language in enumerate(when.language):
+        if language not in LANGUAGES:
+            remedy = f"some that are: {', '.join(KNOWN_LANGUAGES)}; Norwegian is no, Chinese zh"
+            yield Clash((*at, "language", index), "is no language that prompts are told to be in", remedy)
     for index, keyword in enumerate(when.keywords):
         if not keyword.strip():
             yield Clash((*at, "keywords", index), "holds no word", "remove it")

@@ -229,6 +229,11 @@ CONDITIONS = {
         when('language = ["Spanish"]'),
         '3:22: routes[0].when.language[0]: must be a code of ISO 639-1 like "es", not "Spanish"',
     ),
+    "language that is not told": (
+        when('language = ["es", "nb"]'),
+        "3:28: routes[0].when.language[1]: is no language that prompts are told to be in"
+        " (some that are: ar, de, en, es, fr, hi, it, ja, ko, pt, ru, tr; Norwegian is no, Chinese zh)",
+    ),
     "no domain": (
         when('domain = ["code"]') + '[domains.coding]\nkeywords = ["x"]\n',
         '3:20: routes[0].when.domain[0]: there is no domain "code" (did you mean "coding"?)',

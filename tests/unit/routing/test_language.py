@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from axiond.routing.language import language_of
+from axiond.manifest.languages import LANGUAGES
+from axiond.routing.language import language_of, load
 
 PROMPTS = [line.split("\t") for line in (Path(__file__).parents[2] / "data" / "languages.tsv").read_text().splitlines()]
 
@@ -33,3 +34,9 @@ def test_short_prompts_in_ten_languages() -> None:
 )
 def test_a_language(text: str, language: str) -> None:
     assert language_of(text) == language
+
+
+def test_the_manifest_knows_the_languages_that_are_told() -> None:
+    """It cannot ask the model, which is a file."""
+    labels = {str(label).removeprefix("__label__") for _, text in PROMPTS for label in load().predict(text, k=1000, threshold=-1.0)[0]}
+    assert {label for label in labels if len(label) == 2} == LANGUAGES
