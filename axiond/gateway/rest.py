@@ -153,7 +153,8 @@ def _allow(request: web.BaseRequest, method: str) -> None:
 
 
 async def _refuse(exchange: Exchange, error: RequestError) -> web.StreamResponse:
-    if error.status >= 500 or isinstance(error, QueueError):
+    is_wanted = exchange.decision is not None and exchange.decision.refusal is not None
+    if (error.status >= 500 and not is_wanted) or isinstance(error, QueueError):
         exchange.lost = error.code
     if isinstance(error, QueueError):
         exchange.rejected = error.reason

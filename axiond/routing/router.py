@@ -178,11 +178,10 @@ class Router:
         """Why a newcomer gets no place in the queue of *pool*."""
         queue, client = self._queues.get(pool.model) or FairQueue[Ticket](), asked.client
         position = queue.position(client)
-        place = Place(position, self._estimate_s(pool.model, position))
-        estimate_s = place.estimate_s or 0.0
-        if asked.patience_s is not None and estimate_s > asked.patience_s:
+        place = Place(position, estimate_s := self._estimate_s(pool.model, position))
+        if estimate_s is not None and asked.patience_s is not None and estimate_s > asked.patience_s:
             return refusals.hopeless(pool, place, asked.patience_s)
-        if asked.max_wait_s is not None and estimate_s > asked.max_wait_s:
+        if estimate_s is not None and asked.max_wait_s is not None and estimate_s > asked.max_wait_s:
             return refusals.slow(pool, place, asked.max_wait_s)
         if len(queue) >= self.table.max_queue and queue.longest()[1] <= queue.count(client) + 1:
             return refusals.full(pool, place, len(queue))

@@ -69,6 +69,22 @@ async def test_a_refusal_is_in_the_clients_dialect(site: Site) -> None:
     assert await site.metric("axiond_route_requests_total", route="r", model="", outcome="refused") == 2
 
 
+async def test_a_refusal_is_no_loss(site: Site) -> None:
+    refusal = {"status": 503, "message": "Come again at night."}
+    site.route(specs={"a": ModelSpec(source="/m")}, routes=(route(when={"path": ["/v1/*"]}, refuse=refusal),))
+    assert (await asked(site, "a")).status == 503
+    assert await site.metric("axiond_requests_lost_total", reason="refused_by_route") is None
+
+
+@pytest.mark.parametrize("name", ["two\r\nX-Axiond-Model: forged", "é\u2028", "\x00", "x" * 300])
+async def test_no_request_can_write_headers(site: Site, name: str) -> None:
+    """What a rule met of it is in the reason."""
+    site.route(await site.start_engine("a"), routes=(route(when={"model": ["*"]}, models=["a"]),))
+    answer = await asked(site, name, headers={"X-Team": "red"})
+    assert (answer.status, told(answer)["model"], answer.headers.getall("X-Axiond-Model")) == (200, "a", ["a"])
+    assert told(answer)["reason"].isascii()
+
+
 async def test_what_a_route_adds_reaches_the_engine(site: Site) -> None:
     a = await site.start_engine("a")
     adds = {"sampling": {"temperature": 0.2, "max_tokens": 3}, "system_prompt": {"text": "Be brief."}}

@@ -51,6 +51,7 @@ def test_headers_of_this_hop_stay_here() -> None:
     given = CIMultiDict([
         ("Host", "x"), ("Connection", "close, X-Hop"), ("X-Hop", "1"), ("Transfer-Encoding", "chunked"), ("Authorization", "Bearer k"),
         ("X-Api-Key", "k"), ("Content-Type", "application/json"), ("traceparent", "00-1"), ("X-Twice", "1"), ("X-Twice", "2"),
+        ("x-axiond-model", "forged"), ("X-Axiond-Anything", "forged"),
     ])  # fmt: skip
     assert list(forwarded(given, "id").items()) == [
         ("Content-Type", "application/json"),
