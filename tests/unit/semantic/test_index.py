@@ -55,6 +55,13 @@ def test_a_single_domain_does_not_take_everything() -> None:
     assert told(index, "bananas grow quickly").domain == ""
 
 
+def test_the_words_of_every_day_tell_nothing() -> None:
+    """Not even where the only domain's one example is made of them."""
+    index = index_of({"law": Domain(examples=("please write a short text about my landlord",))})
+    landlord, anything = told(index, "my landlord"), told(index, "please write a short text about the sea")
+    assert landlord.score > 2 * anything.score
+
+
 @pytest.mark.parametrize(
     ("own", "everyone", "domain"),
     [(None, 0.25, "code"), (None, 1.0, ""), (1.0, 0.25, ""), (0.0, 1.0, "code")],

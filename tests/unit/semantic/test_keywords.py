@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axiond.routing.words import fold
@@ -29,7 +29,7 @@ def found(text: str, *keywords: str) -> set[str]:
         pytest.param("contratos y leyes", ["contrato", "ley"], {"contrato", "ley"}, id="plurales"),
         pytest.param("its", ["it"], set(), id="no-plural-of-two-letters"),
         pytest.param("contractes", ["contract"], {"contract"}, id="es-too"),
-        pytest.param("contracts2 contractse", ["contract"], set(), id="no-word-that-goes-on"),
+        pytest.param("contracts2 contractse contracte", ["contract"], set(), id="no-word-that-goes-on"),
         pytest.param("contracted", ["contract"], set(), id="no-other-ending"),
         pytest.param("Write C++ or C#.", ["c++", "c#", "c"], {"c++", "c#"}, id="signs-end-a-word"),
         pytest.param("interest\n  rate", ["interest rate"], {"interest rate"}, id="phrase-over-a-line-end"),
@@ -50,6 +50,7 @@ def test_what_is_found(text: str, keywords: list[str], wanted: set[str]) -> None
 ALPHABET = "abés ñ+-漢字がค1\n"
 
 
+@settings(max_examples=300, deadline=None)
 @given(st.text(ALPHABET, max_size=60), st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=8))
 def test_it_finds_what_a_naive_search_finds(text: str, keywords: list[str]) -> None:
     stage = KeywordStage({"d": keywords})
