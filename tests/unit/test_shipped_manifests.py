@@ -1,9 +1,11 @@
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from axiond.manifest.load import load, parse
 from axiond.manifest.routes import Auto, Canary, Domain, Match, Refusal, Route, Semantic, Shadow, SystemPrompt, Weighted
@@ -44,25 +46,35 @@ TABLES: dict[str, tuple[type[BaseModel], ...]] = {
 }
 
 
-def explained() -> Iterator[tuple[type[BaseModel], str, str]]:
-    """Table, field and the class that is said of it, "" where none is, of every line of the manifest that is installed."""
+def explained() -> Iterator[tuple[type[BaseModel], str, str, str]]:
+    """Table, field, the class that is said of it, "" where none is, and the line, for all of the manifest that is installed."""
     tables: tuple[type[BaseModel], ...] = ()
     for line in (ETC / "axiond.toml").read_text().splitlines():
         if header := re.match(r"(?:# )?\[+([\w.]+)\]", line):
             tables = TABLES.get(header[1], ())
             around, _, name = header[1].rpartition(".")
-            yield from ((table, name, "") for table in TABLES.get(around, ()))
+            yield from ((table, name, "", line) for table in TABLES.get(around, ()))
         elif found := EXPLAINED.match(line):
-            yield from ((table, found[1], found[2] or "") for table in tables)
-            yield from ((Weighted, name, "") for name in re.findall(r"[{,] (\w+) = ", line) if found[1] == "models")
+            yield from ((table, found[1], found[2] or "", line) for table in tables)
+            yield from ((Weighted, name, "", line) for name in re.findall(r"[{,] (\w+) = ", line) if found[1] == "models")
 
 
 @pytest.mark.parametrize("table", [*dict.fromkeys(table for tables in TABLES.values() for table in tables), Weighted])
 def test_every_field_is_explained(table: type[BaseModel]) -> None:
     """The manifest that is installed shows every field in its table, and tells the truth about what a change to it costs."""
-    said = [(name, change) for of, name, change in explained() if of is table]
+    said = [(name, change) for of, name, change, _ in explained() if of is table]
     assert {name for name, _ in said} == set(table.model_fields)
     assert {(name, change) for name, change in said if change} <= {(name, change_of(table, name)) for name in table.model_fields}
+
+
+def test_what_is_said_to_be_the_default_is() -> None:
+    """Where a line ends so; the default of admin_socket is made of another field."""
+    lines = [(table, name, line) for table, name, _, line in explained() if re.search(r"(; |, |\) |# )the default$", line)]
+    assert len(lines) > 15
+    for table, name, line in lines:
+        kind = TypeAdapter[Any](get_type_hints(table, include_extras=True)[name])
+        value = kind.validate_python(tomllib.loads(line.removeprefix("# "))[name])
+        assert value == table.model_fields[name].default or name == "admin_socket", line
 
 
 def test_what_is_commented_out_is_right() -> None:
