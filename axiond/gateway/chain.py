@@ -43,11 +43,11 @@ class Chain:
     """
     Tries the models of a decision in their order.
 
-    All engines of a model are tried, `MOST_ATTEMPTS` at most, before the next model is. That needs a reason that the
-    decision allows: "error", its engines failed, answered 5xx, or there are none; "overload", its queue is full, its turn
-    would come too late, or an engine answered 429; "timeout", no byte of an answer came in time, waiting for a turn
-    included. Which models have no engine or no room is seen by the router, which goes past them by itself. No model is
-    come back to, and nothing is tried again once a byte of an answer has gone to the client.
+    All engines of a model are tried, `MOST_ATTEMPTS` at most, before the next model is, and that needs a reason which the
+    decision allows. "error": its engines failed, answered 5xx, or there are none. "overload": its queue is full, its turn
+    would come too late, or an engine answered 429. "timeout": no byte of an answer came in time, waiting for a turn
+    included; the last model has all the time. The router sees which models have no engine or no room, and goes past them
+    by itself. No model is come back to, and nothing is tried again once a byte of an answer has gone to the client.
     """
 
     def __init__(self, router: Router, upstreams: Upstreams, shadows: Shadows, logger: FilteringBoundLogger) -> None:
@@ -81,8 +81,7 @@ class Chain:
 
     async def _answer_from(self, exchange: Exchange, ask: Ask, asked: Asked, decision: Decision) -> web.StreamResponse:
         """Answer from the first model that the router gives an engine of."""
-        may_time_out = decision.timeout_s is not None and "timeout" in asked.fallback_on and len(asked.models) > 1
-        ends_s = asyncio.get_running_loop().time() + decision.timeout_s if may_time_out and decision.timeout_s else math.inf
+        ends_s = math.inf if decision.timeout_s is None else asyncio.get_running_loop().time() + decision.timeout_s
         failed: list[EngineKey] = []
         while True:
             with await self._lease(exchange, ask, asked, failed, ends_s) as lease:
@@ -112,8 +111,9 @@ class Chain:
         if isinstance(found, Lease):
             return found
         last = found.models[-1]
+        most_s = ends_s - asyncio.get_running_loop().time() if _may_pass(asked, last, "timeout") else math.inf
         try:
-            lease_or_none = await wait_for_turn(found, exchange, ask.body, ends_s - asyncio.get_running_loop().time())
+            lease_or_none = await wait_for_turn(found, exchange, ask.body, most_s)
         except QueueError as error:
             if reason := _LOST_TURN.get(error.reason):
                 raise _Unanswered(last, reason, error) from None
@@ -142,7 +142,8 @@ class Chain:
             raise RequestError(504, "deadline_exceeded", message) from exc
 
     async def _attempt(self, exchange: Exchange, ask: Ask, asked: Asked, lease: Lease, ends_s: float) -> web.StreamResponse:
-        begun, model = await self._begin(exchange, ask, lease, ends_s), lease.pool.model
+        model = lease.pool.model
+        begun = await self._begin(exchange, ask, lease, ends_s if _may_pass(asked, model, "timeout") else math.inf)
         try:
             status = begun.upstream.status
             reason: Failure | None = "overload" if status == 429 else "error" if status >= 500 else None

@@ -165,6 +165,15 @@ async def test_a_slow_stream_that_has_begun_has_all_the_time(site: Site) -> None
     assert (told(answer)["model"], (await answer.text()).count(str(a.process.pid))) == ("a", 6)
 
 
+async def test_the_last_model_has_all_the_time(site: Site) -> None:
+    """Also when the one before was passed at once."""
+    b = await site.start_engine("b", "--token-delay", "0.3")
+    site.route(dead(site, "a"), b, routes=(route(models=["a"], fallback=["b"], timeout=0.1),))
+    assert told(await asked(site, max_tokens=1))["model"] == "b"
+    site.change_pool("a", endpoints=(), reason="it broke")
+    assert told(await asked(site, max_tokens=1))["model"] == "b"
+
+
 async def test_a_turn_that_does_not_come_in_time_is_taken_elsewhere(site: Site) -> None:
     one = ModelSpec(source="/m", max_in_flight=1)
     a, b = await site.start_engine("a", "--token-delay", "0.05"), await site.start_engine("b")
