@@ -10,6 +10,7 @@ from axiond.routing.answers import Answers
 from axiond.routing.rules import Rules, Scene
 from axiond.routing.table import Pool, RouteTable
 from axiond.semantic.classify import Classifier
+from axiond.semantic.kept import KeptProbes
 from axiond.semantic.prepare import Semantics
 from axiond.sources.fetch import fetch_encoder
 
@@ -18,7 +19,9 @@ CLASSIFY_WITHIN_S: Final = 10.0
 
 async def explain_alone(manifest: Manifest, asked: RouteQuestion) -> RouteExplanation:
     """Decide as if every model could be loaded, and none were."""
-    semantics = Semantics(lambda source: fetch_encoder(source, manifest.server.state_dir))
+    semantics = Semantics(
+        lambda source: fetch_encoder(source, manifest.server.state_dir), KeptProbes(manifest.server.state_dir / "domains")
+    )
     classifier = Classifier(CLASSIFY_WITHIN_S)
     try:
         prepared = await semantics.prepare_anyhow(manifest)

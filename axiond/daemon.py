@@ -53,6 +53,7 @@ from axiond.routing.answers import Answers
 from axiond.routing.count import TokenCounter
 from axiond.routing.replay import Replay
 from axiond.semantic.classify import Classifier
+from axiond.semantic.kept import KeptProbes
 from axiond.semantic.prepare import Semantics
 from axiond.sources import cache
 from axiond.sources.fetch import Progress, fetch, fetch_encoder
@@ -134,7 +135,7 @@ class _Daemon:
         self._placement = Placement(self._reconciler, read_topology(), self._events)
         self._forks = _fork_server(server) if server.fork_server and not settings.engine_command else None
         self._monitor = Monitor(self._reconciler, self._forks)
-        self._semantics = Semantics(lambda source: fetch_encoder(source, server.state_dir))
+        self._semantics = Semantics(lambda source: fetch_encoder(source, server.state_dir), KeptProbes(server.state_dir / "domains"))
         self._counter = TokenCounter(self._reconciler.folder_of)
         self._replay = Replay()
         self._control = Control(

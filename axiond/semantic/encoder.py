@@ -35,7 +35,6 @@ class Encoder:
         self.dimensions, self.most_tokens, self.bytes = folder.hidden, folder.most_tokens, model.bytes
         self._folder, self._tokenizer, self._model = folder, tokenizer, model
         self._turn = threading.Lock()
-        self._turn = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path) -> "Encoder":

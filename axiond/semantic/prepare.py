@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from axiond.errors import DomainsError, SourceError
 from axiond.manifest.routes import Domain, Semantic
@@ -15,6 +15,7 @@ from axiond.routing.features import needs_of
 from axiond.semantic.check import AT, REMEDY
 from axiond.semantic.encoder import Encoder
 from axiond.semantic.index import SemanticIndex, build_index
+from axiond.semantic.kept import KeptProbes, content_of, files_in
 
 DEADLINE_S = 300.0
 BOOT_DEADLINE_S = 10.0  # clients wait meanwhile
@@ -45,11 +46,13 @@ class Semantics:
 
     Args:
         fetch: brings an embedding model onto this machine. Raises SourceError.
+        kept: what was computed before.
     """
 
-    def __init__(self, fetch: Fetch, load: Load = Encoder.load, build: Build = build_index) -> None:
-        self._fetch, self._load, self._build = fetch, load, build
+    def __init__(self, fetch: Fetch, kept: KeptProbes | None = None, load: Load = Encoder.load, build: Build = build_index) -> None:
+        self._fetch, self._kept, self._load, self._build = fetch, kept, load, build
         self._encoders: WeakValueDictionary[str, Encoder] = WeakValueDictionary()
+        self._files: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
         self._indexes: WeakValueDictionary[str, SemanticIndex] = WeakValueDictionary()
         self._making: dict[str, asyncio.Task[SemanticIndex]] = {}
         self._turn = asyncio.Lock()
@@ -110,15 +113,23 @@ class Semantics:
         async with self._turn:
             if source and folder:
                 encoder = self._encoders.get(source) or await self._load_from(source, folder)
-            index = await self._index(manifest, encoder)
+            try:
+                index = await asyncio.to_thread(self._index, manifest, encoder)
+            except Exception as exc:  # whatever a text does to a model, it costs this manifest and not the daemon
+                raise DomainsError(("domains",), f"their texts cannot be used: {exc!r}", "change them, or the embedding model") from exc
         self._indexes[content] = index
         return index
 
-    async def _index(self, manifest: Manifest, encoder: Encoder | None) -> SemanticIndex:
-        try:
-            return await asyncio.to_thread(self._build, manifest.domains, manifest.semantic, encoder)
-        except Exception as exc:  # whatever a text does to a model, it costs this manifest and not the daemon
-            raise DomainsError(("domains",), f"their texts cannot be used: {exc!r}", "change them, or the embedding model") from exc
+    def _index(self, manifest: Manifest, encoder: Encoder | None) -> SemanticIndex:
+        if encoder is None or self._kept is None:
+            return self._build(manifest.domains, manifest.semantic, encoder)
+        content = content_of(manifest.model_dump_json(include={"domains"}), self._files[encoder])
+        if probe := self._kept.get(content):
+            return replace(self._build(manifest.domains, manifest.semantic, None), probe=probe, encoder=encoder)
+        index = self._build(manifest.domains, manifest.semantic, encoder)
+        if index.probe:
+            self._kept.put(content, index.probe)
+        return index
 
     async def _folder(self, source: str) -> Path:
         try:
@@ -128,10 +139,10 @@ class Semantics:
 
     async def _load_from(self, source: str, folder: Path) -> Encoder:
         try:
-            encoder = await asyncio.to_thread(self._load, folder)
+            files, encoder = await asyncio.to_thread(lambda: (files_in(folder), self._load(folder)))
         except SourceError as exc:
             raise DomainsError(AT, str(exc), REMEDY) from exc
         except Exception as exc:
             raise DomainsError(AT, f"{source} cannot be loaded: {exc!r}", REMEDY) from exc
-        self._encoders[source] = encoder
+        self._encoders[source], self._files[encoder] = encoder, files
         return encoder

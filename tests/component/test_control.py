@@ -74,7 +74,7 @@ async def desk(tmp_path, written=None):
         path = tmp_path / "axiond.toml"
         path.write_text(written or text())
         at = Desk(around, None, LastGood(tmp_path / "state", path), path)
-        semantics = Semantics(at.fetch, lambda folder: Encoder(), build)
+        semantics = Semantics(at.fetch, None, lambda folder: Encoder(), build)
         at.control = Control(path, around.reconciler, around.events, None, None, semantics)
         yield at
         await semantics.close()

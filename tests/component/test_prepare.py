@@ -40,7 +40,7 @@ class World:
     def __post_init__(self):
         self.gate.set()
         self.hold.set()
-        self.semantics = Semantics(self.fetch, self.load, self.build)
+        self.semantics = Semantics(self.fetch, None, self.load, self.build)
 
     async def fetch(self, source):
         self.fetched.append(source)
