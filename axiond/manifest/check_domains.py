@@ -50,8 +50,8 @@ def _check_examples(domains: Mapping[str, Domain]) -> Iterator[Clash]:
 
 def _check_fit(at: KeyPath, fit: Mapping[str, object], known: Known) -> Iterator[Clash]:
     for domain, value in fit.items():
-        if known.is_complete and domain not in known.domains:
-            yield Clash((*at, domain), f"there is no domain {quoted(domain)}", unknown_domain(domain, known.domains))
+        if known.is_complete and domain not in known.domain_names:
+            yield Clash((*at, domain), f"there is no domain {quoted(domain)}", unknown_domain(domain, known.domain_names))
         elif isinstance(value, int | float) and not 0 <= value <= 1:
             yield Clash((*at, domain), f"must be from 0 to 1, not {value:g}", "1 is as good as a model can be")
 

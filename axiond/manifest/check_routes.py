@@ -27,8 +27,8 @@ def check_routes(known: Known) -> Iterator[Clash]:
         yield from _check_sampling((*at, "sampling"), route.sampling)
         if known.is_complete:
             yield from _check_ends(at, route, known)
-        if route.when:
-            yield from check_when((*at, "when"), route.when, known)
+    for index, when in known.whens.items():
+        yield from check_when(("routes", index, "when"), when, known)
     yield from _check_order(known)
 
 

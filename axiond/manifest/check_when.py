@@ -73,7 +73,8 @@ def _check_keys(at: KeyPath, when: Match, known: Known) -> Iterator[Clash]:
             yield Clash(
                 (*at, "key_group", index), f"the group {quoted(group)} has no keys", "give it some", ("server", "key_groups", group)
             )
-    if when.api_key and when.key_group and not keys_of(when, groups):
+    is_known = all(groups.get(group) for group in when.key_group)
+    if is_known and when.api_key and when.key_group and not keys_of(when, groups):
         yield Clash((*at, "api_key"), "none of the keys is in a group that the route asks for", "remove one condition", (*at, "key_group"))
 
 
@@ -89,8 +90,8 @@ def _check_numbers(at: KeyPath, when: Match) -> Iterator[Clash]:
 
 def _check_domains(at: KeyPath, when: Match, known: Known) -> Iterator[Clash]:
     for index, domain in enumerate(when.domain):
-        if domain not in known.domains:
-            yield Clash((*at, index), f"there is no domain {quoted(domain)}", unknown_domain(domain, known.domains))
+        if domain not in known.domain_names:
+            yield Clash((*at, index), f"there is no domain {quoted(domain)}", unknown_domain(domain, known.domain_names))
 
 
 def unknown_domain(domain: str, domains: Collection[str]) -> str:

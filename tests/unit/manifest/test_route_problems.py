@@ -361,6 +361,22 @@ def test_what_a_missing_file_may_define_is_not_missed() -> None:
     assert problems(text, is_whole=True) == ["1:12: include[0]: gone.toml does not exist"]
 
 
+def test_one_mistake_hides_no_other_and_brings_none_along() -> None:
+    text = (
+        '[models.a]\nsource = "x"\n[server]\nlisten = 3\napi_keys = ["k"]\n[domains.d]\nkeywords = "x"\n'
+        '[[routes]]\nname = "r"\nmodels = ["a"]\nsampling = { temprature = 1 }\n'
+        'when = { hours = "08:00-08:00", days = ["x"], domain = ["d"], api_key = ["k"], key_group = ["g"] }\n'
+    )
+    assert problems(text, is_whole=True) == [
+        "4:1: server.listen: must be text in quotes, not 3",
+        '7:1: domains.d.keywords: must be a list, not "x"',
+        '11:14: routes[0].sampling.temprature: no such field (did you mean "temperature"?)',
+        '12:10: routes[0].when.hours: end when they begin (leave them out for the whole day, or write "00:00-24:00")',
+        '12:41: routes[0].when.days[0]: is not allowed: "x" (allowed: mon, tue, wed, thu, fri, sat, sun)',
+        '12:93: routes[0].when.key_group[0]: there is no group "g" in server.key_groups (there are none)',
+    ]
+
+
 def test_a_thousand_routes_are_checked_soon() -> None:
     """Each is compared with all before it."""
     started = time.perf_counter()
