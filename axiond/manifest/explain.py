@@ -96,6 +96,8 @@ def _sentence(details: ErrorDetails, at: KeyPath) -> str:
             return f"must be {words[kind]} {_amount(at, limit)}"
         case "too_short" | "string_too_short":
             return "must not be empty" if limit == 1 else f"must have at least {limit} entries"
+        case "too_long" | "string_too_long":
+            return f"must have at most {limit} {'characters' if kind.startswith('string') else 'entries'}"
         case "string_pattern_mismatch":
             return next(PATTERNS[key] for key in reversed(at) if key in PATTERNS)
     return SENTENCES.get(kind.split("_")[0], details["msg"].replace("Input should be", "must be"))

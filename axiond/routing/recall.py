@@ -23,6 +23,8 @@ FLAGS = ("is_stream", "has_tools", "has_images", "response_format")
 NOT_READ = "their bodies were not read, because no rule asked for it"
 
 
+_NO_HEADERS: CIMultiDict[str] = CIMultiDict()
+
 Sought = str | tuple[str, str]
 
 
@@ -39,7 +41,7 @@ class Probes:
     not found word by word; *plain* the others, which are only looked for in long prompts.
     """
 
-    headers: tuple[str, ...] = ()
+    headers: frozenset[str] = frozenset()
     secrets: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     regexes: Mapping[str, Any] = field(default_factory=dict)
     odd: Mapping[str, Keywords] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class Probes:
         whens = [rule.route.when for rule in rules.rules if rule.route.when]
         patterns = {(name.lower(), pattern) for when in whens for name, pattern in when.headers.items()}
         return cls(
-            tuple(sorted({name for name, _ in patterns} - SECRET_HEADERS)),
+            frozenset(name for name, _ in patterns if name not in SECRET_HEADERS),
             {(name, pattern): compile_regex(pattern) for name, pattern in patterns if name in SECRET_HEADERS},
             {pattern: compile_regex(pattern) for when in whens for pattern in when.regex},
             {keyword: Keywords([keyword]) for when in whens for keyword in when.keywords if not words_of(keyword)},
@@ -107,17 +109,20 @@ def keep(features: Features, needs: Needs, scene: Scene, decision: Decision, pro
         hashes: of its words.
     """
     text = features.prompt.text if needs.text or (needs.auto and features.requested == AUTO) else None
-    words, is_whole = _beginning(text or "")
-    headers, found = _in_headers(features.headers, probes)
+    words, is_whole = _beginning(text) if text else ((), True)
+    found: dict[Sought, bool] = _in_secrets(features.headers, probes) if probes.secrets else {}
     if text is not None:
         found |= _in_text(text, probes, is_whole=is_whole)
+    headers = _NO_HEADERS
+    if probes.headers:
+        headers = CIMultiDict((name, value) for name in probes.headers if (value := features.headers.get(name)) is not None)
     said = features.prompt
     return Kept(
         at=scene.now,
         draw=scene.draw,
         features=replace(features, headers=headers, prompt=Prompt("", said.tokens, said.least_tokens, said.most_tokens, said.conversation)),
         needs=needs,
-        headers=frozenset(probes.headers),
+        headers=probes.headers,
         words=None if text is None else hashes(words),
         is_whole=is_whole,
         found=found,
@@ -136,13 +141,12 @@ def _beginning(text: str) -> tuple[Sequence[str], bool]:
     return words[:MOST_WORDS], len(words) <= MOST_WORDS
 
 
-def _in_headers(given: Mapping[str, str], probes: Probes) -> tuple[CIMultiDict[str], dict[Sought, bool]]:
-    headers = CIMultiDict((name, value) for name in probes.headers if (value := given.get(name)) is not None)
+def _in_secrets(given: Mapping[str, str], probes: Probes) -> dict[Sought, bool]:
     secrets: dict[Sought, bool] = {}
     for (name, pattern), regex in probes.secrets.items():
         value = given.get(name)
         secrets[name, pattern] = value is not None and regex.search(value.encode("utf-8", "surrogateescape")) is not None
-    return headers, secrets
+    return secrets
 
 
 def _in_text(text: str, probes: Probes, *, is_whole: bool) -> dict[Sought, bool]:

@@ -218,6 +218,10 @@ CONDITIONS = {
         "3:34: routes[0].when.keywords: can never hold: requests on the route's paths have no prompt that is read, at axiond.toml:11:10"
         " (like /v1/score, /v1/rerank, /v1/messages, /v1/responses)",
     ),
+    "pattern without end": (
+        when(f'model = ["{"x" * 257}"]'),
+        f'3:19: routes[0].when.model[0]: must have at most 256 characters, not "{"x" * 56}..."',
+    ),
     "no keyword": (when('keywords = ["x", " "]'), "3:27: routes[0].when.keywords[1]: holds no word (remove it)"),
     "look-ahead": (
         when('regex = ["(?=a)b"]'),
