@@ -12,7 +12,7 @@ import msgspec
 MOST_PARSED_BYTES = 2**18
 MOST_CHARS = 16_384
 ENOUGH_CHARS = 200
-CONVERSATION_CHARS = 512
+CONVERSATION_CHARS = 4096
 IMAGE_TYPES = frozenset({"image_url", "input_image", "image", "image_pil", "image_embeds"})
 
 _HEAD_CHARS, _MIDDLE_CHARS, _TAIL_CHARS = MOST_CHARS // 2, MOST_CHARS // 4, MOST_CHARS // 4 - 2

@@ -104,7 +104,7 @@ def _middle(body: bytes) -> str:
 
 def _outside_escape(body: bytes, at: int) -> int:
     """The first place from *at* on where no escape is cut through."""
-    escape = body.rfind(b"\\u", max(0, at - 5), at)
+    escape = body.rfind(b"\\u", max(0, at - 5), at + 1)
     if escape >= 0:
         at = escape + 6
     slashes = at - len(body[max(0, at - 64) : at].rstrip(b"\\")) - max(0, at - 64)
@@ -119,7 +119,7 @@ def _is_data(text: str) -> bool:
 def _unescape(text: str) -> str:
     if "\\" not in text:
         return text
-    for attempt in (text, _CUT_ESCAPE.sub("", text)):
+    for attempt in (text, _CUT_ESCAPE.sub("", text), text[:-1]):
         try:
             plain = str(json.loads(f'"{attempt}"', strict=False))
         except ValueError:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from axiond.errors import RequestError
 from axiond.manifest.routes import Match
 from axiond.manifest.spec import Manifest
+from axiond.routing.conditions import Bounds
 from axiond.routing.decision import Condition, CountTokens, Decision, Features, FindDomain, Trace, Tried, Verdict
 from axiond.routing.rules import LONGEST_REASON, Rules, Scene, decide
 from axiond.routing.sticky import digest
@@ -107,6 +108,14 @@ def test_tokens_are_counted_where_the_estimate_leaves_it_open(bounds: tuple[int 
     asked: list[Any] = []
     assert matches(when, asks(tokens=(800, 1100, 1300)), tokens=told, asked=asked) is holds
     assert asked == [CountTokens("b")]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "holds"),
+    [(5, 10, True), (4, 10, None), (5, 11, None), (0, 5, None), (10, 20, None), (0, 4, False), (11, 20, False), (0, 20, None)],
+)
+def test_an_estimate_decides_where_all_that_it_may_mean_does(least: int, most: int, holds: bool | None) -> None:
+    assert Bounds(5, 10).hold_between(least, most) is holds
 
 
 def test_questions_are_asked_once_and_only_where_the_rest_holds() -> None:
@@ -482,12 +491,20 @@ def test_every_condition_of_the_manifest_is_compiled() -> None:
 
 @pytest.mark.parametrize(
     ("text", "route"),
-    [("a.b", "quoted"), ("x end", "end"), ("END", "any-case"), ("first\nend", "line"), ("an end here", ""), ("axb", "")],
-    ids=["quoted", "end", "any-case", "line", "none", "no-quote"],
+    [
+        ("a.b", "quoted"),
+        ("x end", "end"),
+        ("END", "any-case"),
+        ("first\nend", "line"),
+        ("an end here", ""),
+        ("axb", ""),
+        ("x)|(?:(", "quoted-to-its-end"),
+    ],
+    ids=["quoted", "end", "any-case", "line", "none", "no-quote", "quoted-to-its-end"],
 )
 def test_expressions_of_several_rules_do_not_touch_each_other(text: str, route: str) -> None:
-    patterns = {"quoted": "\\Qa.b", "line": "(?m)^end$", "any-case": "(?i)^END$", "end": "end$"}
+    patterns = {"quoted": "\\Qa.b", "quoted-to-its-end": "\\Q(\\E", "line": "(?m)^end$", "any-case": "(?i)^END$", "end": "end$"}
     wanted = manifest(*({"name": name, "when": {"regex": [pattern]}, "models": ["b"]} for name, pattern in patterns.items()))
     assert decided(wanted, request("a", text)).route == route
-    rest = manifest(*({"name": name, "when": {"regex": [patterns[name]]}, "models": ["b"]} for name in patterns if name != "quoted"))
-    assert decided(rest, request("a", text)).route == route.replace("quoted", "")
+    rest = manifest(*({"name": name, "when": {"regex": [patterns[name]]}, "models": ["b"]} for name in patterns if "quoted" not in name))
+    assert decided(rest, request("a", text)).route == ("" if "quoted" in route else route)
