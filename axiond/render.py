@@ -59,6 +59,9 @@ def status_view(status: Status, now: datetime, *, with_kernels: bool = False) ->
     parts: list[RenderableType] = [_headline(status), _conditions(status.conditions, now)]
     if status.models:
         parts.append(_models(status.models, now))
+    if status.routes:
+        counts = sorted(status.routes.items(), key=lambda found: (-found[1], found[0]))
+        parts.append("Requests by route: " + ", ".join(f"{route or '(by name)'} {count:,}" for route, count in counts))
     if status.engines:
         parts.append(_engines(status.engines, now))
     parts += [

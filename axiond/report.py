@@ -172,7 +172,11 @@ class ForkServerReport(Report):
 
 
 class Status(Report):
-    """*generation* is the newest manifest read; *observed_generation* the one last acted on; *serving_generation* the one routed."""
+    """
+    *generation* is the newest manifest read; *observed_generation* the one last acted on; *serving_generation* the one routed.
+
+    *routes*: how many requests each has decided about since the start; "" counts those that rules left to their model's name.
+    """
 
     version: str
     manifest: str
@@ -189,6 +193,7 @@ class Status(Report):
     memory: MemoryReport | None = None
     daemon_memory_bytes: int = 0
     fork_server: ForkServerReport | None = None
+    routes: Mapping[str, int] = {}
 
     def only(self, model: str) -> "Status":
         """The same without other models and their engines."""

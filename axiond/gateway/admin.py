@@ -83,7 +83,8 @@ class _Admin:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def status(self, request: web.Request) -> web.Response:
-        return _report(await self._control.status())
+        status = await self._control.status()
+        return _report(status.model_copy(update={"routes": self._metrics.requests_by_route()}))
 
     async def cpus(self, request: web.Request) -> web.Response:
         return _report(await self._control.cpus())

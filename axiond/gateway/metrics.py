@@ -80,6 +80,10 @@ class Metrics:
         if exchange.is_routed:
             self._routes.request_ended(exchange)
 
+    def requests_by_route(self) -> dict[str, int]:
+        """How many requests each route has decided about."""
+        return self._routes.requests_by_route()
+
     def shadow_ended(self, shadow: Shadow) -> None:
         """Count one copy of a request."""
         self._routes.shadow_ended(shadow)

@@ -68,6 +68,13 @@ class RouteMetrics:
             if tokens:
                 self._series(self._shadow_tokens, shadow.route, shadow.model, kind).inc(tokens)
 
+    def requests_by_route(self) -> dict[str, int]:
+        """How many requests each route has decided about; "" counts those that went by their name. Routes without any are left out."""
+        counts: dict[str, int] = {}
+        for sample in (sample for metric in self._requests.collect() for sample in metric.samples if sample.name.endswith("_total")):
+            counts[sample.labels["route"]] = counts.get(sample.labels["route"], 0) + int(sample.value)
+        return counts
+
     def forget(self, table: RouteTable) -> None:
         """Drop the series of routes and models that are gone."""
         routes, models = {*table.routes, ""}, {*table.pools, ""}

@@ -118,3 +118,8 @@ def test_event_line() -> None:
     """Line breaks and long values stay on one line."""
     event = Event(time=NOW + timedelta(seconds=5), name="engine.exited", fields={"key": "a@b", "tail": "x\ny", "long": "z" * 100})
     assert event_line(event).plain == f"12:00:05 engine.exited key=a@b tail=x y long={'z' * 59}…"
+
+
+def test_requests_by_route_are_one_line() -> None:
+    status = healthy(NOW).model_copy(update={"routes": {"": 3, "code": 1200, "law": 3}})
+    assert "\nRequests by route: code 1,200, (by name) 3, law 3\n" in as_text(status_view(status, NOW))

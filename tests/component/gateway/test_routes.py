@@ -57,6 +57,7 @@ async def test_a_rule_sends_a_request_elsewhere_and_says_so(site: Site) -> None:
     counted = {"route": "r", "model": "b", "outcome": "answered"}
     assert await site.metric("axiond_route_requests_total", **counted) == 1
     assert await site.metric("axiond_route_decision_seconds_count", stage="rules") == 2
+    assert site.metrics.requests_by_route() == {"": 1, "r": 1}
 
 
 async def test_a_refusal_is_in_the_clients_dialect(site: Site) -> None:
