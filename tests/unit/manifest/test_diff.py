@@ -168,6 +168,8 @@ ARGUMENTS = st.dictionaries(
     st.from_regex(r"\Ax-[a-z]{1,4}\Z"), st.integers() | st.booleans() | TEXTS | st.lists(st.integers(), max_size=2), max_size=3
 )
 CORES = st.sampled_from(["0", "0-1", "1,3"])
+# No number is one of the words, so that two that are written otherwise differ.
+DURATIONS = st.floats(0, 9999).filter(lambda seconds: seconds not in (45, 600, 5400)) | st.sampled_from(["45s", "10m", "1h30m"])
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "source": TEXTS,
     "revision": st.none() | TEXTS,
@@ -195,8 +197,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "load": st.sampled_from(["eager", "lazy"]),
     "priority": st.integers(-9, 9),
     "core_share": st.floats(0.01, 1000),
-    "idle_unload": st.none() | st.floats(0, 9999) | st.sampled_from(["45s", "10m", "1h30m"]),
-    "min_resident": st.floats(0, 9999) | st.sampled_from(["45s", "10m"]),
+    "idle_unload": st.none() | DURATIONS,
+    "min_resident": DURATIONS,
     "pin": st.booleans(),
     "max_in_flight": st.none() | st.integers(1, 99),
     "fit": st.dictionaries(st.from_regex(r"\A[a-z]{1,3}\Z"), st.floats(0, 1), max_size=2),
