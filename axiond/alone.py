@@ -5,7 +5,7 @@ from typing import Final
 
 from axiond.explain import explain
 from axiond.manifest.spec import Manifest
-from axiond.report import RouteExplanation, RouteQuestion
+from axiond.routereport import RouteExplanation, RouteQuestion
 from axiond.routing.answers import Answers
 from axiond.routing.rules import Rules, Scene
 from axiond.routing.table import Pool, RouteTable

@@ -11,7 +11,8 @@ import orjson
 from pydantic import ValidationError
 
 from axiond.errors import DaemonRefused, DaemonUnreachable, Place, Problem
-from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, RouteExplanation, RouteQuestion, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, Status
+from axiond.routereport import RouteExplanation, RouteQuestion
 
 _ANSWER_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0

@@ -40,8 +40,6 @@ from axiond.report import (
     ModelReport,
     PlanReport,
     ReloadReport,
-    RouteExplanation,
-    RouteQuestion,
     SourceReport,
     Status,
     TrafficPlan,
@@ -49,6 +47,7 @@ from axiond.report import (
 from axiond.resources.cores import differences
 from axiond.resources.fit import expectations
 from axiond.resources.machine import format_cpu_list
+from axiond.routereport import RouteExplanation, RouteQuestion
 from axiond.routing.answers import Answers
 from axiond.routing.count import TokenCounter
 from axiond.routing.replay import Replay, candidate_table

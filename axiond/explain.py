@@ -14,7 +14,7 @@ from axiond.errors import RequestError
 from axiond.gateway.body import fields_in_json
 from axiond.gateway.rewrite import rewrite
 from axiond.gateway.route import Answerer, drive
-from axiond.report import (
+from axiond.routereport import (
     ConditionTried,
     FeaturesReport,
     RouteExplanation,

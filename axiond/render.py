@@ -29,14 +29,11 @@ from axiond.report import (
     MemoryReport,
     ModelReport,
     PlanReport,
-    RouteExplanation,
-    RuleTried,
-    ScoreReport,
     SourceReport,
     Status,
-    VerdictReport,
 )
 from axiond.resources.machine import format_cpu_list
+from axiond.routereport import RouteExplanation, RuleTried, ScoreReport, VerdictReport
 from axiond.traffic import traffic_lines
 
 _STYLES: Final = {

@@ -12,7 +12,7 @@ from axiond.errors import AxiondError, DaemonUnreachable
 from axiond.manifest.load import load
 from axiond.options import DEFAULT_MANIFEST, OF_DAEMON, OK, Json, Socket, find_socket, read, run
 from axiond.render import route_view
-from axiond.report import RouteQuestion
+from axiond.routereport import RouteQuestion
 from axiond.terminal import complain, put
 
 _OF_REQUEST: Final = "The request"

@@ -15,7 +15,8 @@ from axiond import log
 from axiond.errors import ManifestError, Problem, RequestError
 from axiond.gateway.envelope import Dialect, error_body, error_headers
 from axiond.gateway.metrics import Metrics
-from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, RouteExplanation, RouteQuestion, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Report, Status
+from axiond.routereport import RouteExplanation, RouteQuestion
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 KEEP_ALIVE_S = 15.0

@@ -13,7 +13,8 @@ from axiond.errors import ManifestError, SourceError
 from axiond.manifest.load import parse
 from axiond.manifest.spec import Manifest
 from axiond.manifest.store import LastGood
-from axiond.report import ConditionType, RouteQuestion
+from axiond.report import ConditionType
+from axiond.routereport import RouteQuestion
 from axiond.semantic.index import build_index
 from axiond.semantic.prepare import Semantics
 from tests.component.engines import Bench, bench

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from axiond import cli
-from axiond.report import RouteExplanation
+from axiond.routereport import RouteExplanation
 from tests.component.test_cli import FakeDaemon, axiond, daemon
 from tests.fakes.reports import explained
 

@@ -5,11 +5,9 @@ from datetime import UTC, datetime, timedelta
 from axiond.cpumap import cpus_report
 from axiond.report import (
     Condition,
-    ConditionTried,
     ConditionType,
     CpusReport,
     EngineReport,
-    FeaturesReport,
     FieldChange,
     KernelOp,
     KernelsReport,
@@ -19,17 +17,13 @@ from axiond.report import (
     Move,
     PlanReport,
     RejectionReport,
-    RouteExplanation,
-    RuleTried,
-    ScoreReport,
     SourceReport,
     Status,
-    StepReport,
     TrafficPlan,
     Untold,
-    VerdictReport,
 )
 from axiond.resources.machine import Core, Topology
+from axiond.routereport import ConditionTried, FeaturesReport, RouteExplanation, RuleTried, ScoreReport, StepReport, VerdictReport
 
 
 def condition(kind: ConditionType, status: str, reason: str, since: datetime, message: str = "") -> Condition:

@@ -8,7 +8,7 @@ import pytest
 from axiond.errors import RequestError
 from axiond.explain import body_of, explain
 from axiond.manifest.spec import Manifest
-from axiond.report import RouteExplanation, RouteQuestion
+from axiond.routereport import RouteExplanation, RouteQuestion
 from axiond.routing.decision import Answer, CountTokens, Features, FindDomain, Question, Verdict
 from axiond.routing.rules import Rules, Scene
 from axiond.routing.table import Pool, RouteTable

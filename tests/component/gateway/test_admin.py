@@ -14,7 +14,8 @@ import pytest
 from axiond.errors import AxiondError, ManifestError, Place, Problem, RequestError
 from axiond.gateway.app import serve_admin
 from axiond.gateway.metrics import Metrics
-from axiond.report import CpusReport, Event, PlanReport, ReloadReport, RouteExplanation, RouteQuestion, Status
+from axiond.report import CpusReport, Event, PlanReport, ReloadReport, Status
+from axiond.routereport import RouteExplanation, RouteQuestion
 from axiond.routing.router import Router
 from tests.fakes.reports import cpus, explained, healthy
 

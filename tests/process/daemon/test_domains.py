@@ -10,7 +10,8 @@ import pytest
 
 from axiond.client import AdminClient
 from axiond.errors import DaemonRefused
-from axiond.report import RouteExplanation, RouteQuestion, Status
+from axiond.report import Status
+from axiond.routereport import RouteExplanation, RouteQuestion
 from tests.fakes.bert import Bert, write_folder
 from tests.fakes.running import FAKE, Running, running
 
