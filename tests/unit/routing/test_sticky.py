@@ -24,6 +24,11 @@ def test_a_label_and_an_identity_do_not_run_together() -> None:
     assert share_of("a", "bc") != share_of("ab", "c")
 
 
+def test_half_a_surrogate_pair_has_a_place_too() -> None:
+    assert share_of("\udc80", "\ud800") != share_of("\udc80", "\ud801")
+    assert digest("\udc80") != digest("\udc81")
+
+
 def test_nobody_has_no_digest() -> None:
     assert digest("") == ""
     assert digest("a") != digest("b")
