@@ -136,6 +136,8 @@ def plan(manifest: Manifest = DEFAULT_MANIFEST, socket: Socket = None, as_json: 
 
     Per model the verdict and the fields responsible. Strategy surge starts the new engine beside the old; stop-first has no room for both.
 
+    Of the latest requests, which share would move from which model to which other one; no text of them is kept for that.
+
     Without a daemon, the manifest is compared with what was last served from it, if anything was.
 
     Exit code 0: nothing to do. 2: changes. 1: error.

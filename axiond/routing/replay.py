@@ -9,6 +9,7 @@ from axiond.errors import RequestError
 from axiond.manifest.spec import Manifest
 from axiond.report import Move, TrafficPlan
 from axiond.report import Untold as UntoldReport
+from axiond.routing.choose import LONGEST_NAME
 from axiond.routing.decision import Answer, CountTokens, Decision, Features, Question, Verdict
 from axiond.routing.features import Needs
 from axiond.routing.judge import Judge, again
@@ -46,7 +47,7 @@ class Replay:
             decision: what became of it.
         """
         self._follow(scene.table)
-        if scene.table.replay_requests:
+        if scene.table.replay_requests and len(features.requested) <= LONGEST_NAME:
             self._kept.append(keep(features, needs, scene, decision, self._probes, self._judge, self._hashes))
 
     def moves(self, served: RouteTable, candidate: RouteTable, waits_s: Mapping[str, float | None]) -> "Moves":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from axiond.errors import ManifestError
 from axiond.manifest.files import MAX_BYTES
 from axiond.manifest.load import Loaded, parse
+from axiond.manifest.routes import Domain, Match, Route, Sampling, Semantic
 
 TOML = Path("/conf/a.toml")
 JSON = Path("/conf/a.json")
@@ -88,21 +89,45 @@ FIELD_NAMES = [
     "engine_args",
     "replicas",
     "kv_cache",
+    "fit",
     "bogus",
 ]
 MODELS = (
     st.dictionaries(st.text(max_size=4), st.dictionaries(st.sampled_from(FIELD_NAMES), VALUES, max_size=4) | VALUES, max_size=3) | VALUES
 )
-ROUTES = st.lists(
-    st.fixed_dictionaries({}, optional={"name": VALUES, "models": st.lists(VALUES, max_size=2), "fallback": VALUES}) | VALUES, max_size=2
+NAMES = st.sampled_from(["a", "b", "a*", "/v1/*"])
+WHENS = st.dictionaries(st.sampled_from([*Match.model_fields]), st.lists(NAMES | VALUES, max_size=2) | st.booleans() | VALUES, max_size=4)
+TARGETS = st.lists(
+    NAMES | st.fixed_dictionaries({"model": NAMES | VALUES}, optional={"weight": st.integers(0, 100) | VALUES}) | VALUES, max_size=2
 )
+ROUTES = st.lists(
+    st.fixed_dictionaries(
+        {"name": NAMES},
+        optional={
+            "when": WHENS | VALUES,
+            "models": TARGETS,
+            "fallback": st.lists(NAMES, max_size=2) | VALUES,
+            "canary": st.fixed_dictionaries({"model": NAMES, "percent": st.just(3)}) | VALUES,
+            "shadow": st.fixed_dictionaries({"model": NAMES}) | VALUES,
+            "sampling": st.dictionaries(st.sampled_from([*Sampling.model_fields]), VALUES, max_size=2) | VALUES,
+            "choose": st.sampled_from(["score", "weight"]),
+        },
+    )
+    | st.dictionaries(st.sampled_from([*Route.model_fields]), VALUES, max_size=4)
+    | VALUES,
+    max_size=3,
+)
+DOMAINS = st.dictionaries(NAMES, st.dictionaries(st.sampled_from([*Domain.model_fields]), st.lists(NAMES) | VALUES) | VALUES, max_size=3)
 TREES = st.fixed_dictionaries(
     {},
     optional={
-        "server": st.dictionaries(st.sampled_from(["listen", "state_dir", "api_keys", "x"]), VALUES) | VALUES,
+        "server": st.dictionaries(st.sampled_from(["listen", "state_dir", "api_keys", "key_groups", "x"]), VALUES) | VALUES,
         "defaults": st.dictionaries(st.sampled_from(FIELD_NAMES), VALUES, max_size=3) | VALUES,
         "models": MODELS,
         "routes": ROUTES | VALUES,
+        "domains": DOMAINS | VALUES,
+        "semantic": st.dictionaries(st.sampled_from([*Semantic.model_fields]), VALUES, max_size=2) | VALUES,
+        "auto": VALUES,
         "include": VALUES,
         "other": VALUES,
     },
