@@ -1,6 +1,8 @@
 """What native/encoder/bind.cc exports."""
 
-from collections.abc import Buffer, Callable
+from collections.abc import Callable
+
+from typing_extensions import Buffer
 
 class Encoder:
     def __init__(
