@@ -1,5 +1,6 @@
 """From a request's features to the decision which model answers it: the first rule that matches. Pure, and asks instead of doing."""
 
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -316,7 +317,7 @@ def _held(test: Test, features: Features) -> str:
 
 
 def _figures(best: Scored) -> str:
-    wait = "?" if best.wait_s is None else f"{best.wait_s:.0f}s"
+    wait = "?" if best.wait_s is None else "never" if best.wait_s == math.inf else f"{best.wait_s:.0f}s"
     return f"fit={best.fit:.2f} wait={wait}"
 
 

@@ -301,6 +301,20 @@ def test_auto_comes_last_to_a_model_that_cannot_answer() -> None:
     assert end.value.value.models[-1] == "a"
 
 
+@pytest.mark.parametrize(("wait_s", "told"), [(None, "?"), (0.4, "0s"), (90.0, "90s")])
+def test_the_reason_tells_the_expected_wait(wait_s: float | None, told: str) -> None:
+    decision = decided(manifest(models={"a": {}}), request("auto"), outlook_s=lambda _: wait_s)
+    assert decision.reason == f"auto fit=0.50 wait={told}"
+
+
+def test_a_model_that_cannot_answer_is_never_ready() -> None:
+    wanted = manifest(models={"a": {}})
+    course = decide(Rules.of(wanted), request("auto"), Scene(table(wanted, cold=("a",)), 0.0, MONDAY, lambda _: 0.0))
+    with pytest.raises(StopIteration) as end:
+        next(course)
+    assert end.value.value.reason == "auto fit=0.50 wait=never"
+
+
 def test_a_trace_tells_why_and_no_secret() -> None:
     wanted = manifest(
         {"name": "keyed", "when": {"api_key": ["sk-secret"]}, "models": ["b"]},
