@@ -31,6 +31,7 @@ SIXTY_FOUR_TOKENS = 45
 ROUNDS, MOST_ROUNDS_S = 300, 20.0
 DECISIONS, IN_FLIGHT = 600, 32
 TICK_S = 0.001
+KEYWORD_STAGE = "keyword stage"
 
 
 class Texts:
@@ -87,7 +88,6 @@ def time_table(index: SemanticIndex, folder: Path, texts: Texts) -> Iterator[str
     with asyncio.Runner() as runner:
         classifier = Classifier(deadline_s=10.0)
         calls: dict[str, Callable[[str], object]] = {
-            "keyword stage": index.by_keywords,
             "encoder, 64 tokens": lambda text: encoder.encode([text], FIRST_TOKENS),
             "embedding stage": lambda text: decide(index, [readable(text)]),
             "whole decision": lambda text: runner.run(classifier.classify(index, text)),
@@ -95,10 +95,11 @@ def time_table(index: SemanticIndex, folder: Path, texts: Texts) -> Iterator[str
         }
         for call in calls.values():
             call(texts(SIXTY_FOUR_TOKENS))
-        yield "| ms at p50 / p99 | " + " | ".join(calls) + " |"
-        yield "|---:|" + "---:|" * len(calls)
+        yield f"| ms at p50 / p99 | {KEYWORD_STAGE} | {' | '.join(calls)} |"
+        yield "|---:|" + "---:|" * (1 + len(calls))
         for words in WORDS:
-            found = times(calls, texts, words)
+            # By itself: what the others leave in the processor's caches is not what a gateway leaves there.
+            found = times({KEYWORD_STAGE: index.by_keywords}, texts, words) | times(calls, texts, words)
             cells = [f"{1e3 * rank(values, 0.5):.3g} / {1e3 * rank(values, 0.99):.3g}" for values in found.values()]
             yield f"| {words:,} words | {' | '.join(cells)} |"
         classifier.close()

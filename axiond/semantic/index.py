@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from axiond.semantic.encoder import Encoder
 
 FIRST_TOKENS = 64
-KEYWORD_WEIGHT = 0.3
-MOST_POINTS = 4000  # the solution costs their third power: about a second for so many
+KEYWORD_WEIGHT = 0.1
+MOST_POINTS = 4000  # the solution costs their third power: two seconds for so many
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from ahocorasick_rs import AhoCorasick
 
 from axiond.routing.words import fold
 
-HEAD_CHARS, MIDDLE_CHARS, TAIL_CHARS = 384, 192, 192
+HEAD_CHARS, MIDDLE_CHARS, TAIL_CHARS = 256, 128, 128
 FOR_NONE = 0.5
 SHORTEST_WITH_PLURAL = 3
 # Stands between the pieces of a sample and joins them into one word, so that no word is found that was cut in two.
