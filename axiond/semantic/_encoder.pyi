@@ -1,8 +1,10 @@
 """What native/encoder/bind.cc exports."""
 
+from array import array
 from collections.abc import Callable
 
-from typing_extensions import Buffer
+import numpy as np
+from numpy.typing import NDArray
 
 class Encoder:
     def __init__(
@@ -20,14 +22,14 @@ class Encoder:
         read: Callable[[str], tuple[bytes, str]],
     ) -> None:
         """Load a model; *read* gives the bytes of a tensor, and F32, F16 or BF16."""
-    def encode(self, ids: Buffer, lengths: Buffer, out: Buffer) -> None:
+    def encode(self, ids: array[int], lengths: array[int], out: NDArray[np.float32]) -> None:
         """
         Embed texts, without the interpreter's lock.
 
         Args:
-            ids: int32, the tokens of all texts one after the other.
-            lengths: int32, how many of them belong to each text.
-            out: float32, shape (texts, hidden).
+            ids: of type "i", the tokens of all texts one after the other.
+            lengths: of type "i", how many of them belong to each text.
+            out: shape (texts, hidden), contiguous.
 
         Raises:
             ValueError: an id or a length is beyond the model's, or sizes do not fit each other.
