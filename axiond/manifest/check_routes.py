@@ -14,7 +14,7 @@ WHOLES = (100, 1)
 ROUNDING = 0.0011  # of the whole: 33.3 three times is meant as 100
 ANSWERING = ("models", "canary", "shadow", "fallback", "timeout", "max_wait", "sampling", "system_prompt")
 AUTO = "auto"
-MOST_COMPARED = 1000  # of routes for more than a few names, so that many routes are checked in seconds
+MOST_COMPARED = 400  # of routes that ask for more than names, so that thousands are checked in seconds
 
 
 def check_routes(known: Known) -> Iterator[Clash]:
