@@ -158,7 +158,7 @@ class _Daemon:
         aids = Aids(Answers(self._classifier, self._counter), self._replay.note)
         rest = serve_rest(self._reconciler.router, self._server, self._metrics, listener=listener, aids=aids)
         async with serve_admin(self._control, self._admin_socket(), self._metrics):
-            await self._control.start(self._boot)
+            await self._start()
             deciding = [self._tasks.create_task(work) for work in self._decide()]
             async with rest:
                 await self._is_over.wait()
@@ -174,6 +174,14 @@ class _Daemon:
             self._events.emit(log.ENGINES_WERE_LEFT, count=left, for_s=self._keep_s)
         await _cancel(telling)
         self._events.emit(log.DAEMON_WAS_STOPPED)
+
+    async def _start(self) -> None:
+        """Want what there is, unless a signal comes first."""
+        starting, over = asyncio.create_task(self._control.start(self._boot)), asyncio.create_task(self._is_over.wait())
+        await asyncio.wait((starting, over), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await _cancel((starting, over))
 
     def _hear_signals(self) -> None:
         loop = asyncio.get_running_loop()

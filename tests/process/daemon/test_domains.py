@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,20 @@ async def test_an_embedding_model_comes_is_missing_and_comes_back(folder: Path, 
         assert (await daemon.reloaded()).is_realised
         assert condition(await daemon.status(), "Degraded") == ("False", "")
         await goes_to(http, daemon, FIRST, "to-b")
+
+
+async def test_sigterm_ends_a_daemon_that_waits_for_its_embedding_model(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        wanted = manifest(folder)
+        wanted["semantic"]["embedding_model"] = "org/encoder"
+        daemon = Running(folder, wanted)
+        daemon.write()
+        await daemon.start(*FAKE, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        silent.settimeout(20)
+        connection, _ = await asyncio.to_thread(silent.accept)
+        with connection:
+            assert await daemon.stop(within_s=5) == 0
+    assert "Traceback" not in daemon.log
 
 
 async def _refuses_what_is_missing(daemon: Running) -> None:
