@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from axiond.errors import SourceError
-from axiond.semantic.encoder import Encoder
+from axiond.semantic.encoder import Encoder, _model
+from axiond.semantic.folder import read_folder
 from tests.fakes.bert import WORDS, Bert, forward, narrowed, write_folder
 
 TEXT = "w1 w2 w3 unheard-of w30"
@@ -109,6 +112,38 @@ def test_what_cannot_be_loaded_is_refused(spoil: Callable[[Path], object], said:
     with pytest.raises(SourceError, match=said) as caught:
         Encoder.load(folder)
     assert caught.value.source == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "floats", "said"),
+    [
+        pytest.param([40], [1], 64, "ids: wanted below 40, got 40", id="unknown-token"),
+        pytest.param([-1], [1], 64, "ids: wanted below 40, got -1", id="negative-token"),
+        pytest.param([1, 1], [3], 64, "ids: wanted 3 by the lengths, got 2", id="too-few-tokens"),
+        pytest.param([1] * 81, [81], 64, "lengths: wanted 0 to 80, got 81", id="too-long"),
+        pytest.param([1], [-1], 64, "lengths: wanted 0 to 80, got -1", id="negative-length"),
+        pytest.param([1], [1], 63, "out: wanted 64 floats, got 63", id="too-little-room"),
+    ],
+)
+def test_native_code_reads_and_writes_nothing_outside(encoder: Encoder, ids: list[int], lengths: list[int], floats: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        encoder._model.encode(array("i", ids), array("i", lengths), np.empty(floats, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("ids", "out"), [(array("q", [1]), np.empty(64, np.float32)), (array("i", [1]), np.empty((64, 2), np.float32)[:, 0])]
+)
+def test_arrays_of_other_types_and_with_gaps_are_refused(encoder: Encoder, ids: "array[int]", out: "NDArray[np.float32]") -> None:
+    with pytest.raises(ValueError, match="wanted a contiguous array of"):
+        encoder._model.encode(ids, array("i", [1]), out)
+
+
+def test_weights_that_become_shorter_while_they_are_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", Bert(), Bert().tensors())
+    described = read_folder(folder)
+    _cut(folder / "model.safetensors")
+    with pytest.raises(SourceError, match="changed while it was read"):
+        _model(folder, described)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
