@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIRST_TOKENS = 64
 KEYWORD_WEIGHT = 0.1
-MOST_POINTS = 4000  # the solution costs their third power: two seconds for so many
+MOST_POINTS = 4000  # the solution costs their square: a second and 64 MB for so many
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import pytest
 from axiond.manifest.routes import Domain, Semantic
 from axiond.routing.decision import Verdict
 from axiond.semantic.index import SemanticIndex, build_index, points_of
+from axiond.semantic.probe import NEUTRAL, NOISE, Point, fit
 from axiond.semantic.reading import FIRST_CHARS, decide, readable, second_reading
 from tests.fakes.bag import BagEncoder
 
@@ -167,3 +168,22 @@ def test_what_can_be_read_is_bounded_and_clean(text: str) -> None:
     assert len(read) <= 2050
     read.encode()
     assert len(second_reading(read)) <= FIRST_CHARS + 30
+
+
+def test_scores_solve_the_regression() -> None:
+    """At each point the scores of the others and its own noise add up to its target."""
+    points = [*points_of({**DOMAINS, "twin": CODE}), *(Point(text, "") for text in NEUTRAL)]
+    vectors, _ = BagEncoder().encode([point.text for point in points])
+    probe = fit(points, vectors)
+    for point, vector, pull in zip(points, vectors, probe.pull, strict=True):
+        wanted = np.array([point.domain == domain for domain in probe.domains]) - NOISE / point.weight * pull
+        assert list(probe.scores(vector, point.text).values()) == pytest.approx(np.clip(wanted, 0, 1).tolist(), abs=1e-3)
+
+
+def test_a_domain_that_is_solved_before_the_others() -> None:
+    """In texts that have nothing in common each domain is solved in one step, but for the two that share words."""
+    points = [Point("apart", "a"), Point("shared word", "b"), Point("shared noun", "c"), Point("shared word noun", "c", 0.1)]
+    vectors = np.eye(4, 8, dtype=np.float32)
+    probe = fit(points, vectors)
+    assert np.isfinite(probe.pull).all()
+    assert probe.scores(vectors[0], "apart")["a"] == pytest.approx(2 / 2.3, abs=1e-3)
