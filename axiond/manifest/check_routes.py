@@ -23,6 +23,7 @@ def check_routes(known: Known) -> Iterator[Clash]:
         at: KeyPath = ("routes", index)
         yield from _check_refusal(at, route)
         yield from _check_models(at, route)
+        yield from _check_fallback(at, route)
         yield from _check_weights((*at, "models"), route)
         yield from _check_sampling((*at, "sampling"), route.sampling)
         if known.is_complete:
@@ -59,6 +60,18 @@ def _check_models(at: KeyPath, route: Route) -> Iterator[Clash]:
     if only in route.fallback and not route.canary:
         what = f"{quoted(only)} is what has failed when the fallback is tried"
         yield Clash((*at, "fallback", route.fallback.index(only)), what, "name another model", first)
+
+
+def _check_fallback(at: KeyPath, route: Route) -> Iterator[Clash]:
+    if route.fallback and not route.fallback_on:
+        yield Clash(
+            (*at, "fallback_on"), "is empty, so that the fallback is never tried", 'name "error", "overload" or "timeout", or remove it'
+        )
+    if not route.models or route.fallback or route.canary or route.choose == "score":
+        return
+    for field in ("fallback_on", "timeout", "max_wait"):
+        if field in route.model_fields_set and getattr(route, field):
+            yield Clash((*at, field), "is of no use: the route has no other model to try", "name some in `fallback`")
 
 
 def _check_twice(at: KeyPath, names: Sequence[str]) -> Iterator[Clash]:

@@ -43,7 +43,12 @@ class Match(Spec):
 
 
 def _weighted(written: Any) -> Any:
-    return {"model": written} if isinstance(written, str) else written
+    match written:
+        case str():
+            return {"model": written}
+        case dict() | Weighted():
+            return written
+    raise ValueError("must be a model's name or a table")
 
 
 class Weighted(Spec):
@@ -145,7 +150,9 @@ class Semantic(Spec):
     """How the domain of a prompt is found: by keywords, and by embeddings where they are not sure."""
 
     embedding_model: Text | None = live(None, "A sentence-transformers folder, or pypi:PACKAGE; without one, keywords alone tell domains.")
-    keyword_threshold: float = live(0.8, "Score of the keywords from which no embedding is computed: one scores 0.67, two that agree 0.8.", ge=0, le=1)
+    keyword_threshold: float = live(
+        0.8, "Score of the keywords from which no embedding is computed: one scores 0.67, two that agree 0.8.", ge=0, le=1
+    )
     threshold: float = live(
         0.25, "Score of the embedding below which a prompt has no domain: 1 is a text like its examples, 0 one unlike all.", ge=0, le=1
     )

@@ -110,6 +110,16 @@ ACTIONS = {
         route(models=A, fallback='["b", "a"]'),
         '4:18: routes[0].fallback[1]: "a" is what has failed when the fallback is tried, at axiond.toml:11:11 (name another model)',
     ),
+    "fallback on nothing": (
+        route(models=A, fallback='["b"]', fallback_on="[]"),
+        '5:1: routes[0].fallback_on: is empty, so that the fallback is never tried (name "error", "overload" or "timeout", or remove it)',
+    ),
+    "a timeout before nothing": (
+        route(models=A, timeout='"3s"', fallback_on='["timeout"]'),
+        "4:1: routes[0].timeout: is of no use: the route has no other model to try (name some in `fallback`)",
+        "5:1: routes[0].fallback_on: is of no use: the route has no other model to try (name some in `fallback`)",
+    ),
+    "a share that is a number": (route(models="[1]"), "3:11: routes[0].models[0]: must be a model's name or a table, not 1"),
     "refusal beside models": (
         route(models=A, refuse='{ message = "no" }'),
         '3:1: routes[0].models: is of no use: the route refuses its requests, at axiond.toml:12:1 (remove it, or "refuse")',
@@ -265,6 +275,7 @@ GOOD = {
     "a model that gets nothing": route(models='[{ model = "a", weight = 100 }, { model = "b", weight = 0 }]', fallback='["b"]'),
     "a fallback that may be chosen": route(models='["a", "b"]', fallback='["a", "b"]'),
     "a fallback of the canary": route(models=A, canary='{ model = "b", percent = 5 }', fallback=A),
+    "a timeout before the next best": route(models='["a", "b"]', choose='"score"', timeout="3", max_wait="1"),
     "whoever is asked for": route(when="{ stream = true }", fallback=A),
     "auto": route(when='{ model = ["auto"] }', choose='"score"', models='["a", "b"]'),
     "the name of a model": route("a", when='{ model = ["a"] }', models='["b"]'),
