@@ -5,7 +5,6 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 from aiohttp import web
@@ -126,8 +125,9 @@ class Chain:
         """Keep what is told about the way that the request went, and send its copy on the way."""
         exchange.attempts += 1
         exchange.model = model = lease.pool.model
-        before = decision.models[: decision.models.index(model)] if model in decision.models else decision.models
-        exchange.passed = {each: asked.passed[each] for each in before if each in asked.passed}
+        if asked.passed:
+            before = decision.models[: decision.models.index(model)] if model in decision.models else decision.models
+            exchange.passed = {each: asked.passed[each] for each in before if each in asked.passed}
         if decision.shadow and exchange.attempts == 1 and not asked.is_light:
             self._shadows.copy(exchange, ask, decision)
 
@@ -157,19 +157,24 @@ class Chain:
 
     async def _begin(self, exchange: Exchange, ask: Ask, lease: Lease, ends_s: float) -> Begun:
         """Send the request and wait for the first bytes of the answer."""
+        if ends_s == math.inf:
+            return await self._send(exchange, ask, lease)
+        try:
+            async with asyncio.timeout_at(ends_s):
+                return await self._send(exchange, ask, lease)
+        except TimeoutError as exc:
+            raise _late(lease.pool.model) from exc
+
+    async def _send(self, exchange: Exchange, ask: Ask, lease: Lease) -> Begun:
         request, endpoint = exchange.request, lease.endpoint
         body = ask.body_for(engine_name(lease.pool, endpoint, ask.name))
         headers = forwarded(request.headers, exchange.request_id)
+        upstream = await self._upstreams.send(endpoint, request.method, request.rel_url.raw_path_qs, headers, body)
         try:
-            async with nullcontext() if ends_s == math.inf else asyncio.timeout_at(ends_s):
-                upstream = await self._upstreams.send(endpoint, request.method, request.rel_url.raw_path_qs, headers, body)
-                try:
-                    return await begin(upstream, endpoint)
-                except BaseException:
-                    upstream.close()
-                    raise
-        except TimeoutError as exc:
-            raise _late(lease.pool.model) from exc
+            return await begin(upstream, endpoint)
+        except BaseException:
+            upstream.close()
+            raise
 
 
 def _late(model: str) -> _Unanswered:

@@ -84,15 +84,20 @@ class Exchange:
     @property
     def reason(self) -> str:
         """Why it went where it went, in one line."""
-        falls = [f"not {model}: {why}" for model, why in self.passed.items()]
-        return "; ".join((self.decision.reason, *falls)) if self.decision else ""
+        if not self.decision or not self.passed:
+            return self.decision.reason if self.decision else ""
+        return "; ".join((self.decision.reason, *(f"not {model}: {why}" for model, why in self.passed.items())))
 
     def headers(self) -> dict[str, str]:
         """What the client is told about routing and waiting."""
-        told = {"X-Axiond-Model": self.model, "X-Axiond-Route": self.route, "X-Axiond-Reason": self.reason}
+        told = {"X-Axiond-Model": self.model} if self.model else {}
+        if self.decision:
+            told["X-Axiond-Reason"] = self.reason
+            if self.decision.route:
+                told["X-Axiond-Route"] = self.decision.route
         if self.waited_s is not None:
             told["X-Axiond-Queue-Wait-Ms"] = f"{self.waited_s * 1e3:.0f}"
-        return {name: value for name, value in told.items() if value}
+        return told
 
     @property
     def ttft_s(self) -> float | None:

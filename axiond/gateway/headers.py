@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from multidict import CIMultiDict
 
 SERVER = "axiond"
-OWN = "x-axiond-"  # what axiond says; nobody else can
+OWN = "x-axiond-"  # what axiond says, and nobody else can
 
 _HOP_BY_HOP = frozenset(
     (
@@ -50,8 +50,9 @@ def returned(headers: Mapping[str, str], request_id: str) -> CIMultiDict[str]:
 
 
 def _kept(headers: Mapping[str, str], dropped: frozenset[str], request_id: str) -> CIMultiDict[str]:
-    given = [(name.lower(), name, value) for name, value in headers.items()]
-    kept = CIMultiDict([(name, value) for lower, name, value in given if lower not in dropped and not lower.startswith(OWN)])
+    kept = CIMultiDict([
+        (name, value) for name, value in headers.items() if (lower := name.lower()) not in dropped and not lower.startswith(OWN)
+    ])  # fmt: skip
     for name in _nominated(headers):
         kept.popall(name, None)
     kept["X-Request-ID"] = request_id

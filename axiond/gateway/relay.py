@@ -19,7 +19,7 @@ MOST_WHOLE_BYTES = 2**20
 NO_SUCH_PATH = b'{"detail":"Not Found"}'  # of vLLM's web framework, where the model has no such task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun:
     """An answer whose first bytes are here: all of it, or the first chunk."""
 
@@ -27,10 +27,7 @@ class Begun:
     endpoint: Endpoint
     first: bytes
     is_whole: bool
-
-    @property
-    def is_events(self) -> bool:
-        return self.upstream.content_type == "text/event-stream"
+    is_events: bool
 
 
 async def begin(upstream: aiohttp.ClientResponse, endpoint: Endpoint) -> Begun:
@@ -40,9 +37,10 @@ async def begin(upstream: aiohttp.ClientResponse, endpoint: Endpoint) -> Begun:
     Raises:
         EngineError: the engine died before; another may answer.
     """
-    length = upstream.content_length
-    is_whole = length is not None and length <= MOST_WHOLE_BYTES and upstream.content_type != "text/event-stream"
-    return Begun(upstream, endpoint, await (read_whole if is_whole else read_chunk)(upstream, endpoint), is_whole)
+    length, is_events = upstream.content_length, upstream.content_type == "text/event-stream"
+    is_whole = length is not None and length <= MOST_WHOLE_BYTES and not is_events
+    first = await (read_whole if is_whole else read_chunk)(upstream, endpoint)
+    return Begun(upstream, endpoint, first, is_whole, is_events)
 
 
 async def relay(begun: Begun, exchange: Exchange) -> web.StreamResponse:

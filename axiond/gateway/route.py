@@ -4,6 +4,7 @@ import random
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from time import perf_counter
 
 from axiond.gateway.body import Ask
@@ -55,12 +56,17 @@ async def route(exchange: Exchange, ask: Ask, router: Router, aids: Aids) -> Dec
     needs, now = NOTHING if is_plain else rules.needs, scene(table, router)
     seen = see(exchange, ask.name, body, rules, needs)
     if is_plain:
-        decision = Decision(candidates(table, ask.name, 0.0), reason="name")
+        decision = _by_name(candidates(table, ask.name, 0.0))
     else:
         decision = await drive(decide(rules, seen, now), rules, seen, body or b"", aids.answer)
         exchange.decided_in_s = perf_counter() - began_s
     aids.note(seen, needs, now, decision)
     return decision
+
+
+@lru_cache(maxsize=256)
+def _by_name(models: tuple[str, ...]) -> Decision:
+    return Decision(models, reason="name")
 
 
 def see(exchange: Exchange, name: str, body: bytes | None, rules: Rules, needs: Needs) -> Features:
