@@ -26,6 +26,7 @@ _STREAM = re.compile(r'"stream"\s*+:\s*+true')
 _TOOLS = re.compile(r'"(?:tools|functions)"\s*+:\s*+\[\s*+\{')
 _FORMAT = re.compile(r'"(?:response_format|output_format|format)"\s*+:\s*+\{\s*+"type"\s*+:\s*+"(text|json_object|json_schema)"')
 _IS_CHAT = re.compile(r'"role"\s*+:')
+_LENIENT = json.JSONDecoder(strict=False)
 _CUT_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{0,3}\Z")
 
 
@@ -121,7 +122,7 @@ def _unescape(text: str) -> str:
         return text
     for attempt in (text, _CUT_ESCAPE.sub("", text), text[:-1]):
         try:
-            plain = str(json.loads(f'"{attempt}"', strict=False))
+            plain = str(_LENIENT.decode(f'"{attempt}"'))
         except ValueError:
             continue
         return plain.encode("utf-8", "replace").decode()
