@@ -9,6 +9,7 @@ from typing import Any
 
 import re2
 
+from axiond.manifest.fields import REGEX_BYTES
 from axiond.manifest.routes import Match, Sticky
 from axiond.routing.decision import Features
 from axiond.routing.sticky import digest, share_of
@@ -17,8 +18,9 @@ from axiond.routing.words import Keywords, Words
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 SECRET_HEADERS = frozenset(("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"))
 _SHOWN_CHARS = 128
-_OPTIONS = re2.Options()
-_OPTIONS.log_errors = False
+_OPTIONS, _MADE_HERE = re2.Options(), re2.Options()
+_OPTIONS.log_errors, _OPTIONS.max_mem = False, REGEX_BYTES
+_MADE_HERE.log_errors = False
 
 
 class Case:
@@ -94,7 +96,7 @@ def asks_for(name: str) -> Test:
 
 
 def compile_regex(pattern: str) -> Any:
-    """An expression over UTF-8, whose search takes time linear in the text."""
+    """An expression of the manifest over UTF-8, whose search takes time linear in the text."""
     return re2.compile(pattern.encode(), _OPTIONS)
 
 
@@ -103,7 +105,7 @@ def any_of(patterns: Sequence[str]) -> Any:
     if len(patterns) < 2 or any(r"\Q" in pattern for pattern in patterns):  # that would quote what follows too
         return None
     try:
-        return compile_regex("|".join(f"(?:{pattern})" for pattern in dict.fromkeys(patterns)))
+        return re2.compile("|".join(f"(?:{pattern})" for pattern in dict.fromkeys(patterns)).encode(), _MADE_HERE)
     except re2.error:  # too large together
         return None
 
@@ -235,7 +237,7 @@ def _glob(patterns: Sequence[str]) -> Callable[[str], bool]:
     globs = [pattern for pattern in patterns if "*" in pattern]
     if not globs:
         return names.__contains__
-    regex = compile_regex("(?s)" + "|".join(".*".join(map(re.escape, pattern.split("*"))) for pattern in globs))
+    regex = re2.compile(("(?s)" + "|".join(".*".join(map(re.escape, pattern.split("*"))) for pattern in globs)).encode(), _MADE_HERE)
     return lambda name: name in names or regex.fullmatch(name.encode("utf-8", "replace")) is not None
 
 

@@ -3,13 +3,16 @@
 import json
 import time
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from axiond.errors import ManifestError
+from axiond.manifest.fields import LinearRegex
 from axiond.manifest.files import MAX_BYTES
 from axiond.manifest.load import Loaded, parse
 from axiond.manifest.routes import Domain, Match, Route, Sampling, Semantic
@@ -202,3 +205,27 @@ def test_more_problems_than_anyone_reads_are_not_all_told() -> None:
     error = load_or_refuse(models(1001, "dtyp = 1\n"), TOML)
     assert isinstance(error, ManifestError)
     assert str(error.problems[-1]) == "/conf/a.toml: these are 1,000 problems of more"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_cheap"),
+    [
+        (r"\pL+ \pL+", True),
+        (r"[0-9a-fA-F]{64}", True),
+        (r"\b(?:\d[ -]*?){13,19}\b", True),
+        (r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", True),
+        (r"\p{Han}{2,4}|[é-ü]{20}|\x{4E00}{9}", True),
+        (r"[]{300}]|\{300}|\\x", True),
+        (r"\b(?:" + "|".join(f"word{number}" for number in range(300)) + r")\b", True),
+        (r"x.{64}", True),
+        (r"x.{66}", False),
+        (r"(x{20}y){10}", False),
+        (r"[^[:alpha:]]{100}", False),
+        (r"\p{Han}{100}", False),
+        (r"\Q(\Ex{100}", False),
+    ],
+)
+def test_an_expression_may_not_count_far(pattern: str, is_cheap: bool) -> None:
+    check = TypeAdapter(LinearRegex)
+    with nullcontext() if is_cheap else pytest.raises(ValidationError, match="counted repetitions"):
+        check.validate_python(pattern)

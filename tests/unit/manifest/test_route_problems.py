@@ -238,6 +238,11 @@ CONDITIONS = {
         "3:19: routes[0].when.regex[0]: not a regular expression of RE2, which knows no look-around and no back-references:"
         " invalid perl operator: (?=",
     ),
+    "costly repetition": (
+        when('regex = ["(x.{0,300}y.{0,300}){3}z"]'),
+        "3:19: routes[0].when.regex[0]: its counted repetitions come to 3606 steps, which could cost every request milliseconds;"
+        ' 64 are allowed: write "+", "*" or "{n,}" instead of large ones',
+    ),
     "header's name": (when('headers = { "X Y" = "" }'), '3:22: routes[0].when.headers."X Y": is no name of a header'),
     "language": (
         when('language = ["Spanish"]'),
