@@ -96,6 +96,7 @@ def engine_name(pool: Pool, endpoint: Endpoint, requested: str) -> str:
 
 def _unknown(table: RouteTable, requested: str) -> str:
     shown = requested[:LONGEST_NAME]
-    names = process.extract(shown, (*table.names, *table.routes), limit=3, score_cutoff=60)
+    routed = table.rules.names if table.rules else (name for name, route in table.routes.items() if not route.when)
+    names = process.extract(shown, (*table.names, *routed), limit=3, score_cutoff=60)
     near = ", ".join(f"`{name}`" for name, _, _ in names)
     return f"The model `{shown}` does not exist." + (f" Did you mean {near}?" if near else " GET /v1/models lists what there is.")

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
-from axiond.manifest.spec import ModelSpec, Route, Weighted
+from axiond.manifest.routes import Match
+from axiond.manifest.spec import Manifest, ModelSpec, Route, Weighted
 from axiond.reconcile.state import EngineKey
 from axiond.routing.choose import Load, candidates, engine_name, pick
+from axiond.routing.rules import Rules
 from axiond.routing.table import Pool, RouteTable
 
 SPEC = ModelSpec(source="/m", lora={"poet": "/poet"})
@@ -76,6 +78,17 @@ def test_an_unknown_name_is_told_the_nearest_among_many_quickly() -> None:
     with pytest.raises(RequestError, match="`family-1234/model-8638`"):
         candidates(table, "family-1234/model-863", 0.0)
     assert time.perf_counter() - started < 0.5
+
+
+def test_only_names_that_requests_may_use_are_told() -> None:
+    """Not the name of a route with conditions, but the names that it asks for."""
+    when = Match(model=("assistant",), language=("es",))
+    manifest = Manifest(models={"qx": SPEC}, routes=(Route(name="assistence", when=when, models=(Weighted(model="qx"),)),))
+    routes = {route.name: route for route in manifest.routes}
+    for rules, told in ((None, "GET /v1/models"), (Rules.of(manifest), "Did you mean `assistant`[?]")):
+        with pytest.raises(RequestError, match=told) as caught:
+            candidates(RouteTable(1, {"qx": pool("qx")}, {"qx": "qx"}, routes, rules=rules), "assistence", 0.0)
+        assert caught.value.message.count("assistence") == 1
 
 
 def test_before_the_first_generation_a_request_may_come_again() -> None:
