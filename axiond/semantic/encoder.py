@@ -4,7 +4,6 @@ Sentence embeddings in this process: a BERT forward in native code, without torc
 Its linear layers multiply in int8 on the kernels of native/linear (VNNI on x86-64; SDOT and SMMLA on aarch64).
 """
 
-import math
 import threading
 import time
 from array import array
@@ -112,7 +111,7 @@ def _model(folder: Path, described: BertFolder) -> "_encoder.Encoder":
         def read(name: str) -> tuple[bytes, str]:
             tensor: Tensor = described.tensors[name]
             file.seek(tensor.begin)
-            return file.read(math.prod(tensor.shape) * (4 if tensor.type == "F32" else 2)), tensor.type
+            return file.read(tensor.bytes), tensor.type
 
         try:
             return _encoder.Encoder(

@@ -1,6 +1,8 @@
 """What a sentence-transformers folder holds: a BERT's shape, where its weights lie, how tokens become one vector."""
 
 import json
+import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import Any, Literal
 from axiond.errors import SourceError
 
 Type = Literal["F32", "F16", "BF16"]
-TYPES = ("F32", "F16", "BF16")
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 ARCHITECTURES = ("BertModel", "RobertaModel", "XLMRobertaModel")
 LEGACY_POOLING = "pooling_mode_"
 WORDS = "embeddings.word_embeddings.weight"
@@ -24,6 +26,10 @@ class Tensor:
     type: Type
     shape: tuple[int, ...]
     begin: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * BYTES[self.type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ def read_folder(folder: Path) -> BertFolder:
         return _read(folder)
     except OSError as exc:
         raise SourceError(str(folder), f"{exc.strerror}: {exc.filename}; name a sentence-transformers folder") from exc
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error) as exc:
         raise SourceError(str(folder), f"a file in it is not as sentence-transformers writes it ({exc!r}); fetch it again") from exc
 
 
@@ -100,10 +106,18 @@ def _read(folder: Path) -> BertFolder:
         weights=transformer / "model.safetensors",
         tensors=tensors,
     )
+    _check_numbers(folder, described)
     for name, shape in _shapes(described, int(config.get("type_vocab_size", 2))):
         _check(folder, name in tensors and tensors[name].shape == shape,
                f"its weights hold no {name} of {' x '.join(map(str, shape))}")  # fmt: skip
     return described
+
+
+def _check_numbers(folder: Path, described: BertFolder) -> None:
+    """What the native code counts on, beside the tensors' shapes."""
+    sizes = (described.vocabulary, described.hidden, described.intermediate, described.layers, described.heads, described.most_tokens)
+    are_fit = min(sizes) > 0 and 0 <= described.first_position < described.positions and described.layers <= len(described.tensors)
+    _check(folder, are_fit, "its config.json holds a number that no such model has")
 
 
 def _shapes(folder: BertFolder, token_types: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -156,19 +170,27 @@ def _tensors(folder: Path, path: Path) -> dict[str, Tensor]:
             str(folder), f"holds no {path.name}; write its weights so with SentenceTransformer(folder).save_pretrained(new_folder)"
         )
     with path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
         (header_bytes,) = struct.unpack("<Q", file.read(8))
+        _check_whole(folder, path, 8 + header_bytes <= file_bytes)
         header = json.loads(file.read(header_bytes))
     header.pop("__metadata__", None)
     prefix = next((name.removesuffix(WORDS) for name in header if name.endswith(WORDS)), None)
     _check(folder, prefix is not None, f"its weights have no {WORDS}")
     tensors = {}
     for name, entry in header.items():
-        if name.startswith(prefix) and entry["dtype"] in TYPES:
+        if name.startswith(prefix) and entry["dtype"] in BYTES:
             begin, end = entry["data_offsets"]
-            if 8 + header_bytes + end > path.stat().st_size:
-                raise SourceError(str(folder), f"{path.name} is cut off; fetch it again")
-            tensors[name.removeprefix(prefix)] = Tensor(entry["dtype"], tuple(entry["shape"]), 8 + header_bytes + begin)
+            tensor = Tensor(entry["dtype"], tuple(entry["shape"]), 8 + header_bytes + begin)
+            _check_whole(folder, path, 0 <= begin <= end <= file_bytes - 8 - header_bytes)
+            _check(folder, end - begin == tensor.bytes, f"the shape of {name} does not fit its bytes")
+            tensors[name.removeprefix(prefix)] = tensor
     return tensors
+
+
+def _check_whole(folder: Path, path: Path, is_whole: bool) -> None:
+    if not is_whole:
+        raise SourceError(str(folder), f"{path.name} is cut off; fetch it again")
 
 
 def _json(path: Path, default: Any = None) -> Any:

@@ -103,6 +103,17 @@ def test_neither_texts_nor_a_text(encoder: Encoder) -> None:
         pytest.param(lambda f: (f / "model.safetensors").write_bytes(b"abc"), "not as sentence-transformers", id="no-header"),
         pytest.param(lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read", id="no-tokenizer"),
         pytest.param(lambda f: _edit(f / "1_Pooling/config.json", pooling_mode_max_tokens=True), "pools tokens by mean, max", id="pooling"),
+        pytest.param(lambda f: _edit(f / "config.json", num_hidden_layers=-3), "number that no such model has", id="layers-below-0"),
+        pytest.param(lambda f: _edit(f / "config.json", num_hidden_layers=10**12), "number that no such model has", id="layers-no-end"),
+        pytest.param(lambda f: _edit(f / "config.json", num_attention_heads=-1), "number that no such model has", id="heads-below-0"),
+        pytest.param(lambda f: _edit(f / "config.json", num_attention_heads=0), "not as sentence-transformers writes it", id="no-heads"),
+        pytest.param(lambda f: _edit(f / "config.json", hidden_size=float("inf")), "not as sentence-transformers", id="infinite"),
+        pytest.param(lambda f: _pad(f / "config.json", -3_000_000), "number that no such model has", id="before-the-positions"),
+        pytest.param(lambda f: _pad(f / "config.json", 79), "number that no such model has", id="behind-the-positions"),
+        pytest.param(lambda f: _header(f, 2**62), "cut off", id="header-no-end"),
+        pytest.param(lambda f: _header(f, 2**64 - 1), "cut off", id="header-beyond-64-bits"),
+        pytest.param(lambda f: _widen(f, [40, 2**40]), "does not fit its bytes", id="shape-beyond-the-bytes"),
+        pytest.param(lambda f: _widen(f, [-40, -64]), "word_embeddings.weight of 40 x 64", id="shape-below-0"),
         pytest.param(lambda f: _add_module(f, "Dense"), "Transformer, Pooling, Dense", id="modules"),
     ],
 )
@@ -175,6 +186,26 @@ def test_what_a_daemon_without_an_encoder_imports() -> None:
 
 def _edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _pad(path: Path, token: int) -> None:
+    _edit(path, architectures=["RobertaModel"], pad_token_id=token)
+
+
+def _header(folder: Path, header_bytes: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(header_bytes.to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def _widen(folder: Path, shape: list[int]) -> None:
+    """Say that the words have another shape."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["embeddings.word_embeddings.weight"]["shape"] = shape
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def _cut(path: Path) -> None:
