@@ -7,7 +7,8 @@ Its linear layers multiply in int8 on the kernels of native/linear (VNNI on x86-
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ class Encoder:
         return vectors, tuple(lengths)
 
     def _encode(self, texts: Sequence[str], most_tokens: int, vectors: "NDArray[np.float32]") -> "array[int]":
-        tokens = [self._read(text, most_tokens) for text in texts]
+        with _panics_are_errors():
+            tokens = [self._read(text, most_tokens) for text in texts]
         ids, lengths = array("i"), array("i", map(len, tokens))
         for each in tokens:
             ids.extend(each)
@@ -88,12 +90,25 @@ class Encoder:
         return list(encoding.ids)
 
 
+@contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """What tokenizers calls a panic is no Exception: nobody who survives errors would survive it."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:
+        raise ValueError(f"the tokenizer fails: {exc}") from exc
+
+
 def _tokenizer(folder: Path, described: BertFolder) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     path = described.transformer / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with _panics_are_errors():
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.encode("a")
     except Exception as exc:  # the library raises nothing narrower
         remedy = "write it with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         raise SourceError(str(folder), f"{path.name} cannot be read: {exc}; {remedy}") from exc

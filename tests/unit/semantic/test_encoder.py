@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from axiond.errors import SourceError
 from axiond.semantic.encoder import Encoder, _model
@@ -80,6 +81,16 @@ def test_blanks_do_not_hide_the_words_behind_them(encoder: Encoder) -> None:
     assert encoder.encode([" " * 150 + "w1 w2 w3 w1 w2 w3 w7"], 8)[1] == (8,)
 
 
+def test_a_tokenizer_that_panics_is_an_error_like_others(folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(folder)
+    panics = tmp_path / "tokenizer.json"
+    panics.write_bytes((folder / "tokenizer.json").read_bytes())
+    _panic(panics)
+    encoder._tokenizer = Tokenizer.from_file(str(panics))
+    with pytest.raises(ValueError, match="the tokenizer fails"):
+        encoder.encode(["w1"])
+
+
 def test_neither_texts_nor_a_text(encoder: Encoder) -> None:
     vectors, tokens = encoder.encode([])
     assert (vectors.shape, tokens) == ((0, encoder.dimensions), ())
@@ -102,6 +113,7 @@ def test_neither_texts_nor_a_text(encoder: Encoder) -> None:
         pytest.param(lambda f: _cut(f / "model.safetensors"), "cut off", id="cut-off"),
         pytest.param(lambda f: (f / "model.safetensors").write_bytes(b"abc"), "not as sentence-transformers", id="no-header"),
         pytest.param(lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read", id="no-tokenizer"),
+        pytest.param(lambda f: _panic(f / "tokenizer.json"), "tokenizer.json cannot be read: the tokenizer fails", id="tokenizer-panics"),
         pytest.param(lambda f: _edit(f / "1_Pooling/config.json", pooling_mode_max_tokens=True), "pools tokens by mean, max", id="pooling"),
         pytest.param(lambda f: _edit(f / "config.json", num_hidden_layers=-3), "number that no such model has", id="layers-below-0"),
         pytest.param(lambda f: _edit(f / "config.json", num_hidden_layers=10**12), "number that no such model has", id="layers-no-end"),
@@ -186,6 +198,12 @@ def test_what_a_daemon_without_an_encoder_imports() -> None:
 
 def _edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _panic(path: Path) -> None:
+    """A template that names a token that it does not have."""
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}], "pair": [], "special_tokens": {}}
+    _edit(path, post_processor=template)
 
 
 def _pad(path: Path, token: int) -> None:
