@@ -4,22 +4,23 @@ import io
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from zipfile import BadZipFile
 
 import orjson
 
 from axiond import __version__
 from axiond.manifest.files import replace_file
-from axiond.semantic import encoder, index, probe
+from axiond.routing import words
+from axiond.semantic import encoder, folder, index, probe
 from axiond.semantic.probe import Probe
 
 MOST_KEPT = 4
-CODE = (encoder, index, probe)
+CODE = (words, folder, encoder, index, probe)
 
 
-def files_in(folder: Path) -> str:
-    """Tell a folder from one whose files have changed. Raises OSError."""
-    found = [(str(path.relative_to(folder)), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+def files_in(model: Path) -> str:
+    """Tell a model's folder from one whose files, or those of its modules, have changed. Raises OSError."""
+    paths = sorted((*model.glob("*"), *model.glob("*/*")))  # no deeper: it may not be a model's folder at all
+    found = [(str(path.relative_to(model)), path.stat()) for path in paths if path.is_file()]
     return " ".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in found)
 
 
@@ -48,7 +49,7 @@ class KeptProbes:
                 said = orjson.loads(kept["said"].tobytes())
                 words = {word: (number, rarity) for word, number, rarity in said["words"]}
                 return Probe(tuple(said["domains"]), kept["vectors"], kept["pull"], words, kept["word_pull"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        except Exception:  # what zipfile raises for damage is anything from ValueError to NotImplementedError
             return None
 
     def put(self, content: str, made: Probe) -> None:

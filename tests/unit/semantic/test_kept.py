@@ -78,6 +78,16 @@ def test_what_is_damaged_counts_as_missing(tmp_path: Path, damage: bytes | None)
     assert kept.get("x") is None
 
 
+def test_wherever_the_damage_is_it_is_survived(tmp_path: Path) -> None:
+    kept = KeptProbes(tmp_path)
+    kept.put("x", PROBE)
+    whole = (tmp_path / "x.npz").read_bytes()
+    for at in range(len(whole) - 300, len(whole)):  # the directory, which no checksum guards
+        (tmp_path / "x.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        found = kept.get("x")
+        assert found is None or found.scores(VECTORS[1], "w2") == PROBE.scores(VECTORS[1], "w2")
+
+
 def test_what_is_kept_comes_back_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
     kept = KeptProbes(tmp_path / "new")
     kept.put("x", PROBE)
