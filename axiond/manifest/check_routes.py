@@ -69,9 +69,10 @@ def _check_fallback(at: KeyPath, route: Route) -> Iterator[Clash]:
         )
     if not route.models or route.fallback or route.canary or route.choose == "score":
         return
+    what = "the route has no other model to try" if len(route.models) == 1 else "one of the models is drawn, and no other is tried after it"
     for field in ("fallback_on", "timeout", "max_wait"):
         if field in route.model_fields_set and getattr(route, field):
-            yield Clash((*at, field), "is of no use: the route has no other model to try", "name some in `fallback`")
+            yield Clash((*at, field), f"is of no use: {what}", "name some in `fallback`")
 
 
 def _check_twice(at: KeyPath, names: Sequence[str]) -> Iterator[Clash]:
@@ -122,6 +123,9 @@ def _check_ends(at: KeyPath, route: Route, known: Known) -> Iterator[Clash]:
         return
     if route.choose == "score":
         yield Clash((*at, "choose"), "chooses by score, but the route has no models", "name the models to choose among")
+    elif route.when is None and route.name in known.names:
+        remedy = f'give it another name, and when = {{ model = ["{route.name}"] }}'
+        yield Clash(at, "leads nowhere: it names no models, and requests for its name are the model's", remedy)
     elif route.when is None:
         yield Clash(at, f"leads nowhere: {quoted(route.name)} is no model, and the route names none", "give it models, `when` or `refuse`")
     for index, name in enumerate(route.when.model if route.when else ()):

@@ -119,6 +119,10 @@ ACTIONS = {
         "4:1: routes[0].timeout: is of no use: the route has no other model to try (name some in `fallback`)",
         "5:1: routes[0].fallback_on: is of no use: the route has no other model to try (name some in `fallback`)",
     ),
+    "a timeout before models that share": (
+        route(models='["a", "b"]', timeout='"3s"'),
+        "4:1: routes[0].timeout: is of no use: one of the models is drawn, and no other is tried after it (name some in `fallback`)",
+    ),
     "a share that is a number": (route(models="[1]"), "3:11: routes[0].models[0]: must be a model's name or a table, not 1"),
     "refusal beside models": (
         route(models=A, refuse='{ message = "no" }'),
@@ -141,6 +145,12 @@ ACTIONS = {
     "nothing at all": (
         route("x"),
         '1:3: routes[0]: leads nowhere: "x" is no model, and the route names none (give it models, `when` or `refuse`)',
+    ),
+    "a model's name, to change what is asked of it": (
+        route("tiny", sampling="{ temperature = 0.1 }"),
+        "1:3: routes[0]: leads nowhere: it names no models, and requests for its name are the model's "
+        '(give it another name, and when = { model = ["tiny"] })',
+        '2:1: routes[0].name: the name "tiny" is already taken by the model "a", at axiond.toml:3:12 (requests could not tell them apart)',
     ),
     "a name that nobody has": (
         route(when='{ model = ["auto", "a", "tiny", "gpt-*", "gpt"] }'),
