@@ -1,3 +1,7 @@
+import re
+import time
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,3 +55,19 @@ def test_a_keyword_is_found_as_a_whole(keyword: str, text: str, is_found: bool) 
 def test_words_of_ascii_are_those_of_any_text(text: str) -> None:
     """Both ways to find words agree: the accent makes the second text take the other."""
     assert Words(text).joined.split() == Words(f"{text} é").joined.split()[:-1]
+
+
+@pytest.mark.parametrize("text", ["\u1dce\u1dca" * 8192, "\u0301\u0316" * 8192, "\ufdfa" * 16384])
+def test_no_text_takes_long_to_fold(text: str) -> None:
+    def took_s() -> float:
+        began_s = time.perf_counter()
+        fold(text)
+        return time.perf_counter() - began_s
+
+    assert min(took_s() for _ in range(5)) < 0.03
+    assert len(fold(text)) < 5 * len(text)
+
+
+@pytest.mark.parametrize("text", ["🙂" * 100, "x" + "\u0301" * 100 + "y", "—" * 31 + "é", "ﷺ"])
+def test_signs_in_a_row_stay_what_they_are(text: str) -> None:
+    assert fold(text) == re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))
