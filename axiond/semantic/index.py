@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import TYPE_CHECKING
 
 from axiond.manifest.routes import Domain, Semantic
@@ -87,6 +87,8 @@ def build_index(domains: Mapping[str, Domain], semantic: Semantic, encoder: "Enc
         return SemanticIndex(domains, semantic, keywords)
     points += [Point(text, "") for text in NEUTRAL]
     vectors, _ = encoder.encode([point.text for point in points], FIRST_TOKENS)
+    if not isfinite(vectors.sum()):
+        raise ValueError("the embedding model answers with what is no number; fetch it again")
     return SemanticIndex(domains, semantic, keywords, fit(points, vectors), encoder)
 
 

@@ -26,6 +26,7 @@ SHARPNESS = 2.0
 WORDS = 1.0
 NOISE = 0.3
 SHORTEST_WORD, BEGINNING = 3, 5
+ROWS_AT_ONCE = 256
 MOST_STEPS, EXACT_TO, NOT_ZERO = 300, 1e-4, 1e-30
 
 NEUTRAL = (
@@ -84,9 +85,13 @@ def fit(points: Sequence[Point], vectors: "Floats") -> Probe:
     domains = tuple(dict.fromkeys(point.domain for point in points if point.domain))
     targets = np.array([[point.domain == domain for domain in domains] for point in points], np.float32)
     words, holders = _index_words([_words(point.text) for point in points])
-    kernel = _sharpen(np, vectors @ vectors.T)
+    kernel = vectors @ vectors.T
+    for at in range(0, len(points), ROWS_AT_ONCE):  # of a kernel of 64 MB there are no copies
+        kernel[at : at + ROWS_AT_ONCE] = _sharpen(np, kernel[at : at + ROWS_AT_ONCE])
     for rows, shares in holders:
-        kernel[np.ix_(rows, rows)] += WORDS * np.outer(shares, shares)
+        for at in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(at, at + ROWS_AT_ONCE)
+            kernel[np.ix_(rows[part], rows)] += WORDS * np.outer(shares[part], shares)
     kernel[np.diag_indices(len(points))] += NOISE / np.array([point.weight for point in points], np.float32)
     pull = _solve(np, kernel, targets)
     word_pull = np.array([shares @ pull[rows] for rows, shares in holders], np.float32).reshape(len(holders), len(domains))

@@ -1,9 +1,11 @@
 """The index of a manifest's domains, with an encoder for which only words count."""
 
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from axiond.manifest.routes import Domain, Semantic
 from axiond.routing.decision import Verdict
@@ -77,6 +79,28 @@ def test_a_domain_below_its_threshold_leaves_the_prompt_to_the_next() -> None:
     index = index_of({"code": CODE.model_copy(update={"threshold": 1.0}), "law": LAW}, threshold=0.0)
     verdict = told(index, "please sort the names")
     assert (verdict.domain, verdict.score) == ("law", verdict.scores["law"])
+
+
+def test_a_model_whose_vectors_are_no_numbers_is_refused() -> None:
+    class Broken(BagEncoder):
+        def encode(self, texts: Sequence[str], most_tokens: int = 64) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+            vectors, tokens = super().encode(texts, most_tokens)
+            vectors[0, 0] = np.nan
+            return vectors, tokens
+
+    with pytest.raises(ValueError, match="no number"):
+        build_index(DOMAINS, Semantic(embedding_model="fake"), Broken())
+
+
+def test_solving_takes_little_more_memory_than_the_matrix() -> None:
+    number = 1000
+    vectors = np.tile(np.eye(8, dtype=np.float32), (number // 8, 1))
+    points = [Point(f"the word{i}", f"d{i % 2}") for i in range(number)]
+    tracemalloc.start()
+    fit(points, vectors)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2.5 * 4 * number**2
 
 
 def test_it_is_deterministic() -> None:
