@@ -42,7 +42,8 @@ class Semantics:
     """
     Makes an index for each content of the domains, and loads each embedding model once.
 
-    It keeps neither: they last as long as a generation's rules hold them. One index is made at a time, in a thread.
+    It keeps neither: they last as long as a generation's rules hold them. One index is made at a time, in a thread; those
+    of keywords alone, which take milliseconds, wait for no other.
 
     Args:
         fetch: brings an embedding model onto this machine. Raises SourceError.
@@ -55,7 +56,7 @@ class Semantics:
         self._files: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
         self._indexes: WeakValueDictionary[str, SemanticIndex] = WeakValueDictionary()
         self._making: dict[str, asyncio.Task[SemanticIndex]] = {}
-        self._turn = asyncio.Lock()
+        self._turn, self._turn_of_keywords = asyncio.Lock(), asyncio.Lock()
 
     async def prepare(self, manifest: Manifest, within_s: float = DEADLINE_S) -> SemanticIndex | None:
         """
@@ -110,7 +111,7 @@ class Semantics:
         source = manifest.semantic.embedding_model
         encoder = self._encoders.get(source) if source else None
         folder = await self._folder(source) if source and not encoder else None
-        async with self._turn:
+        async with self._turn if source else self._turn_of_keywords:
             if source and folder:
                 encoder = self._encoders.get(source) or await self._load_from(source, folder)
             try:

@@ -25,7 +25,7 @@ class Index:
 
 @dataclass
 class World:
-    """*gate* holds up every fetch until it is set; *hold* every build."""
+    """*gate* holds up every fetch until it is set; *hold* every build with a model."""
 
     missing: set[str] = field(default_factory=set)
     fetched: list[str] = field(default_factory=list)
@@ -36,6 +36,7 @@ class World:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     hold: threading.Event = field(default_factory=threading.Event)
+    building: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self):
         self.gate.set()
@@ -59,7 +60,8 @@ class World:
     def build(self, domains, semantic, encoder):
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
-        assert self.hold.wait(10)
+        self.building.set()
+        assert encoder is None or self.hold.wait(10)
         self.at_once -= 1
         self.built += 1
         if "bad" in domains:
@@ -167,6 +169,15 @@ async def test_a_daemon_starts_with_keywords_alone_where_the_model_is_missing(wo
     assert "there is no such folder" in prepared.lack
     assert "leave it out" in prepared.lack
     assert (await world.semantics.prepare_anyhow(manifest(code="x"))).lack == ""
+
+
+async def test_keywords_alone_wait_for_no_model(world):
+    world.hold.clear()
+    slow = asyncio.create_task(world.semantics.prepare(manifest(code="x")))
+    assert await asyncio.to_thread(world.building.wait, 5)
+    async with asyncio.timeout(5):
+        assert (await world.semantics.prepare(manifest(None, code="x"))).encoder is None
+    assert not slow.done()
 
 
 async def test_a_daemon_starts_without_domains_where_nothing_can_be_made_of_them(world):
