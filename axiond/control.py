@@ -109,6 +109,7 @@ class Control:
             fallback = await self._semantics.prepare_anyhow(stored.manifest)
             self._reconciler.resume(stored.generation, stored.etag, stored.manifest, fallback.index, lack=fallback.lack)
             self._events.emit(log.LAST_GOOD_WAS_LOADED, generation=stored.generation)
+        newest = fallback
         if loaded := boot.loaded:
             self.files = loaded.files
             if not self._reconciler.is_known(loaded.etag):
@@ -117,10 +118,10 @@ class Control:
                     self._reconciler.refuse(_placed(loaded, error))
                 else:
                     self._reconciler.submit(loaded.etag, loaded.manifest, found.index, lack=found.lack)
-                    fallback = found
+                newest = found
         elif boot.error:
             self._reconciler.refuse(boot.error)
-        if fallback.error and fallback.error.is_unfinished:
+        if newest.error and newest.error.is_unfinished:
             self.look_again()
         self._has_started.set()
 

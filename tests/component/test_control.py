@@ -193,6 +193,20 @@ async def test_a_last_good_manifest_that_has_all_it_needs_is_better_than_a_new_o
         assert "no such folder" in at.words(ConditionType.ACCEPTED)[1]
 
 
+async def test_a_new_manifest_whose_model_is_slow_comes_after_the_last_good_one(tmp_path):
+    async with desk(tmp_path, text("/slow", "rust")) as at:
+        keep(at, text())
+        at.slow = {"/slow": asyncio.Event()}
+        following = asyncio.create_task(at.control.run())
+        await at.start()
+        await at.bench.settled(8)
+        assert at.keywords == ("python",)
+        at.slow["/slow"].set()
+        assert (await at.bench.settled(9)).is_realised
+        assert at.keywords == ("rust",)
+        following.cancel()
+
+
 async def test_a_last_good_manifest_that_lacks_as_much_gives_way(tmp_path):
     async with desk(tmp_path, text("/gone", "rust")) as at:
         keep(at, text("/gone"))
