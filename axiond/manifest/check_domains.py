@@ -11,6 +11,9 @@ from axiond.manifest.routes import Domain
 from axiond.sources.source import parse_encoder
 
 
+MOST_TEXTS = 3000  # what tells them apart takes memory by their square: 64 MB
+
+
 def check_domains(known: Known) -> Iterator[Clash]:
     """Yield what is wrong with domains, with how they are found, and with what models say of them."""
     encoder = known.semantic.embedding_model if known.semantic else ""
@@ -21,6 +24,8 @@ def check_domains(known: Known) -> Iterator[Clash]:
             yield Clash(("semantic", "embedding_model"), exc.problem)
     for name, domain in known.domains.items():
         yield from _check_text(("domains", name), domain, has_encoder=encoder is not None)
+    if encoder:
+        yield from _check_number(known.domains)
     yield from _check_examples(known.domains)
     for name, spec in known.models.items():
         if isinstance(spec, Mapping) and isinstance(fit := spec.get("fit"), Mapping):
@@ -35,6 +40,16 @@ def _check_text(at: KeyPath, domain: Domain, *, has_encoder: bool) -> Iterator[C
     elif not keywords and not has_encoder:
         what = "can never be found: it has no keywords, and its text is of use to an embedding model only"
         yield Clash(at, what, "give it keywords, or set semantic.embedding_model")
+
+
+def _check_number(domains: Mapping[str, Domain]) -> Iterator[Clash]:
+    texts = 0
+    for name, domain in domains.items():
+        texts += 1 + len(domain.examples)
+        if texts > MOST_TEXTS:
+            what = f"is one too many, or has too many examples: all domains and examples together may be {MOST_TEXTS:,}"
+            yield Clash(("domains", name), what, "leave some out: a few dozen examples tell a domain")
+            return
 
 
 def _check_examples(domains: Mapping[str, Domain]) -> Iterator[Clash]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from axiond.errors import ManifestError
+from axiond.manifest.check_domains import MOST_TEXTS
 from axiond.manifest.load import parse
 
 FOLDER = Path("/conf")
@@ -379,6 +380,18 @@ def test_a_domain_that_tells_nothing(text: tuple[str, str]) -> None:
 )
 def test_a_domain_that_is_well(text: str) -> None:
     assert problems(text) == []
+
+
+def test_examples_without_end_are_refused_where_they_would_be_embedded() -> None:
+    examples = ", ".join(f'"example {i}"' for i in range(MOST_TEXTS - 1))
+    well = f'[semantic]\nembedding_model = "/srv/minilm"\n[domains.d]\nexamples = [{examples}]\n'
+    assert problems(well) == []
+    more = f'{well}[domains.e]\nkeywords = ["x"]\n'
+    assert problems(more) == [
+        "5:2: domains.e: is one too many, or has too many examples: all domains and examples together may be 3,000"
+        " (leave some out: a few dozen examples tell a domain)"
+    ]
+    assert problems(more.replace('embedding_model = "/srv/minilm"', "").replace("examples =", 'keywords = ["y"]\nexamples =')) == []
 
 
 def test_an_embedding_model_is_relative_to_its_file() -> None:
