@@ -41,6 +41,17 @@ _MODE = msgspec.json.Decoder(_Mode)
 _FIELDS: msgspec.json.Decoder[Fields] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+def as_utf8(raw: bytes) -> bytes:
+    """JSON in UTF-8 without a mark, as all expect that read it here; vLLM would take UTF-16 too, and no rule would see what it says."""
+    encoding = json.detect_encoding(raw)
+    if encoding == "utf-8" or len(raw) > MOST_LENIENT_BYTES:
+        return raw
+    try:
+        return raw.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return raw
+
+
 def model_in_json(raw: bytes) -> str | None:
     """
     Read the `model` of a JSON body; None where it has none.
@@ -115,7 +126,7 @@ class Ask:
     def fields(self) -> Fields | None:
         """Found when they are needed first; None where there are none, or none that could be told."""
         if self.known is None and self.body is not None and not self.form_type:
-            self.known = fields_in_json(self.body)
+            self.known = fields_in_json(self.body) or _fields_leniently(self.body)
         return self.known
 
     def body_for(self, name: str) -> bytes | Pieces | None:
@@ -147,8 +158,17 @@ def rename_in_form(raw: bytes, content_type: str, new: str) -> bytes:
     return raw[:start] + new.encode() + raw[end:]
 
 
+def _fields_leniently(raw: bytes) -> Fields | None:
+    """The fields of a body that has NaN in it, written anew."""
+    try:
+        found = _load_leniently(raw, ValueError())
+    except RequestError:
+        return None
+    return {name: json.dumps(value).encode() for name, value in found.items()} if all(map(_is_text, found)) else None
+
+
 def _load_leniently(raw: bytes, why: Exception) -> dict[str, object]:
-    """VLLM reads NaN and UTF-16 too, so in bodies of usual size they are its to judge."""
+    """VLLM reads NaN too, so in bodies of usual size it is its to judge."""
     try:
         if len(raw) > MOST_LENIENT_BYTES:
             raise ValueError(why)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from aiohttp import web
 
 from axiond.errors import RequestError
-from axiond.gateway.body import LONG_BYTES, Ask, model_and_fields, model_in_form
+from axiond.gateway.body import LONG_BYTES, Ask, as_utf8, model_and_fields, model_in_form
 from axiond.gateway.chain import Chain
 from axiond.gateway.connection import Bodies, read_body
 from axiond.gateway.exchange import Exchange
@@ -67,6 +67,7 @@ class Passthrough:
             raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {wanted}, not {request.content_type[:100]}.")
         body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
         form_type = request.headers["Content-Type"] if form else ""
+        body = body if form else as_utf8(body)
         name, fields = (model_in_form(body, form_type), None) if form else model_and_fields(body)
         if len(body) > LONG_BYTES:
             await asyncio.sleep(0)  # others get a turn between reading a long body and what comes of it

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 from typing import Any
 
 import aiohttp
@@ -111,13 +112,32 @@ async def test_a_long_body_is_changed_in_pieces(site: Site) -> None:
     assert "Transfer-Encoding" not in seen["headers"]
 
 
-@pytest.mark.parametrize("body", [b'{"model": "r", "messages": "hi"}', b'{"model": "r", "messages": [], "x": NaN}'], ids=["shape", "nan"])
-async def test_a_body_that_cannot_be_changed_is_left_to_the_engine(site: Site, body: bytes) -> None:
+async def test_a_body_that_cannot_be_changed_is_left_to_the_engine(site: Site) -> None:
     a = await site.start_engine("a")
     site.route(a, routes=(route(models=["a"], system_prompt={"text": "Be brief."}),))
-    async with site.session.post(PATH, data=body, headers={"Content-Type": "application/json"}) as answer:
+    async with site.session.post(PATH, json={"model": "r", "messages": "hi"}) as answer:
         await answer.read()
     assert b"Be brief" not in (await a.stats())["last"]["body"].encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "a", "messages": [{"role": "user", "content": "the word"}], "x": NaN, "x": NaN}',
+        '{"model": "a", "messages": [{"role": "user", "content": "the word"}]}'.encode("utf-16"),
+        b'\xef\xbb\xbf{"mod\\u0065l": "b", "mod\\u0065l": "a", "messages": [{"role": "user", "content": "the \\u0077ord"}]}',
+    ],
+    ids=["nan", "utf-16", "mark"],
+)
+async def test_no_way_to_write_a_body_goes_past_a_rule(site: Site, body: bytes) -> None:
+    """Python's JSON, and so vLLM, takes more than the standard."""
+    a = await site.start_engine("a")
+    adds = {"sampling": {"max_tokens": 3}, "system_prompt": {"text": "Be brief.", "mode": "replace"}}
+    site.route(a, routes=(route(when={"model": ["a"], "keywords": ["word"]}, **adds),))
+    async with site.session.post(PATH, data=body, headers={"Content-Type": "application/json"}) as answer:
+        assert told(answer)["route"] == "r"
+    seen = json.loads((await a.stats())["last"]["body"])
+    assert (seen["model"], seen["max_tokens"], seen["messages"][0]) == ("a", 3, {"role": "system", "content": "Be brief."})
 
 
 @pytest.mark.parametrize(
