@@ -1,6 +1,7 @@
 """What a route adds to a request's body: sampling parameters and a system prompt. Pure; only what changes is written anew."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ _TWINS = ({"max_tokens", "max_completion_tokens", "max_output_tokens"}, {"stop",
 _NAMES = {"responses": {"max_tokens": "max_output_tokens"}, "messages": {"stop": "stop_sequences"}}
 _NULL = b"null"
 _FIRST = json.JSONDecoder()
+_SKIP = msgspec.json.Decoder(msgspec.Raw)
+_FOLLOWS = re.compile(r"trailing characters \(byte (\d+)\)")
 _ROLE_KEY = b'"role"'
 
 Changed = dict[str, Pieces]
@@ -77,7 +80,7 @@ def _in_messages(fields: Fields, system: SystemPrompt) -> Changed:
         return {"messages": (b"[", message, comma, messages[1:])}
     if system.mode == "default":
         return {}
-    start, end = _first_in(messages, HEAD_BYTES) or _first_in(messages, len(messages)) or (0, 0)
+    start, end = _first_in(messages, HEAD_BYTES) or _long_first_in(messages) or (0, 0)
     first = fields_in_json(messages[start:end]) or {}
     content = bytes(first.get("content", _NULL))
     first["content"] = _prepend(system.text, content) if system.mode == "prepend" else msgspec.json.encode(system.text)
@@ -108,6 +111,15 @@ def _first_in(messages: memoryview, size: int) -> tuple[int, int] | None:
         return start, _FIRST.raw_decode(head, start)[1]
     except (ValueError, RecursionError):
         return None
+
+
+def _long_first_in(messages: memoryview) -> tuple[int, int] | None:
+    """As `_first_in()`, of any size, and nothing is built: the parser complains of what follows, and counts bytes from 1."""
+    try:
+        _SKIP.decode(messages[1:])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        return (1, int(found[1])) if (found := _FOLLOWS.search(str(exc))) else None
+    return None
 
 
 def _prepend(text: str, given: bytes) -> bytes:

@@ -139,6 +139,7 @@ TEXT = 'a line of text with a "quote"\n' * 330_000
         pytest.param([{"role": "system", "content": "x"}, *[{"role": "user", "content": "hi there"}] * 250_000], 5, id="many-messages"),
         pytest.param([{"role": "user", "content": TEXT}], 5, id="a-text"),
         pytest.param([{"content": [{"type": "input_audio", "data": "A" * 10_000_000}], "role": "user"}], 5, id="a-role-at-the-end"),
+        pytest.param([{"role": "system", "content": [{}] * 3_300_000}], 300, id="a-system-prompt-of-many-parts"),
     ],
 )
 def test_a_body_of_10_mb_holds_the_loop_for_no_longer_than_others(content: Any, longest_ms: float) -> None:
