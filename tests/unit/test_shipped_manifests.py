@@ -10,6 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from axiond.manifest.load import load, parse
 from axiond.manifest.routes import Auto, Canary, Domain, Match, Refusal, Route, Semantic, Shadow, SystemPrompt, Weighted
 from axiond.manifest.spec import ChunkedPrefill, GoldenPrompt, Kernels, ModelSpec, Server, change_of
+from axiond.semantic.index import build_index
 
 ETC = Path(__file__).parents[2] / "etc/axiond"
 LONGEST_SOCKET_NAME_BYTES = 107
@@ -85,3 +86,22 @@ def test_what_is_commented_out_is_right() -> None:
     assert manifest.models["smollm2"].engine_args == {"seed": 7}
     assert [route.name for route in manifest.routes] == ["no-uploads", "code", "assistant", "best", "stable", "watched"]
     assert manifest.domains.keys() == {"code"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "¿Qué significa este aviso en la pantalla?",
+        "¿Qué quiere decir «periodo de carencia» aquí?",
+        "Responde en formato de tabla.",
+        "Contesta en una sola frase: ¿llueve?",
+        "Corrige mi ensayo sobre Goya.",
+        "Escribe un mensaje a mi jefe: llego tarde.",
+        "¿Cuál es el plazo para apuntarse al torneo?",
+        "Mi coche va lento en las cuestas.",
+    ],
+)
+def test_words_of_any_prompt_are_no_keywords(prompt: str) -> None:
+    """What the keywords are sure of is not looked at by the embedding model any more."""
+    manifest = load(ETC / "routing.toml", {}).manifest
+    assert build_index(manifest.domains, manifest.semantic, None).by_keywords(prompt).domain == ""
