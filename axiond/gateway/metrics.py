@@ -181,9 +181,14 @@ class _Now(Collector):
         yield from self._engines()
         yield from self._residence()
         if self._classifier:
-            hits, misses = self._classifier.hits, self._classifier.misses
+            hits, misses, without = self._classifier.hits, self._classifier.misses, self._classifier.without
             yield CounterMetricFamily("axiond_embedding_cache_hits", "Prompts whose embedding was remembered.", value=hits)
             yield CounterMetricFamily("axiond_embedding_cache_misses", "Prompts whose embedding was not remembered.", value=misses)
+            yield CounterMetricFamily(
+                "axiond_embedding_failures",
+                "Prompts told by keywords alone because their embedding took too long, or the model failed.",
+                value=without,
+            )
 
     def _residence(self) -> Iterator[Metric]:
         loads = CounterMetricFamily("axiond_model_loads", "Engines started for a model.", labels=["model"])

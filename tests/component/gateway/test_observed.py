@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from axiond.gateway.metrics import Metrics
 from axiond.manifest.spec import ModelSpec, Route, Weighted
+from axiond.routing.router import Router
+from axiond.semantic.classify import Classifier
 
 from .conftest import Site, SiteMaker, chat
 
@@ -135,3 +138,16 @@ async def test_an_unfit_request_id_is_replaced(site: Site, given: str) -> None:
         made = answer.headers["X-Request-ID"]
     assert made != given
     assert len(made) == 32
+
+
+def test_what_embeddings_cost_and_where_they_are_lacking_is_told() -> None:
+    classifier = Classifier()
+    classifier.hits, classifier.misses, classifier.without = 3, 2, 1
+    text = Metrics(Router(lambda: None), None, classifier).render().decode()
+    classifier.close()
+    told = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith("axiond_embedding")}
+    assert told == {
+        "axiond_embedding_cache_hits_total": 3,
+        "axiond_embedding_cache_misses_total": 2,
+        "axiond_embedding_failures_total": 1,
+    }
