@@ -107,7 +107,8 @@ class Control:
         fallback, has_fallback = Prepared(), boot.stored is not None
         if stored := boot.stored:
             fallback = await self._semantics.prepare_anyhow(stored.manifest)
-            self._reconciler.resume(stored.generation, stored.etag, stored.manifest, fallback.index, lack=fallback.lack)
+            rules = await asyncio.to_thread(Rules.of, stored.manifest, fallback.index)
+            self._reconciler.resume(stored.generation, stored.etag, stored.manifest, rules, lack=fallback.lack)
             self._events.emit(log.LAST_GOOD_WAS_LOADED, generation=stored.generation)
         newest = fallback
         if loaded := boot.loaded:
@@ -117,7 +118,8 @@ class Control:
                 if (error := found.error) and has_fallback and not fallback.error:
                     self._reconciler.refuse(_placed(loaded, error))
                 else:
-                    self._reconciler.submit(loaded.etag, loaded.manifest, found.index, lack=found.lack)
+                    rules = await asyncio.to_thread(Rules.of, loaded.manifest, found.index)
+                    self._reconciler.submit(loaded.etag, loaded.manifest, rules, lack=found.lack)
                 newest = found
         elif boot.error:
             self._reconciler.refuse(boot.error)
@@ -155,7 +157,7 @@ class Control:
         try:
             loaded = await asyncio.to_thread(load, self.path)
             is_known = not again and self._reconciler.is_known(loaded.etag)
-            index = None if is_known else await self._prepare(loaded)
+            rules = None if is_known else await asyncio.to_thread(Rules.of, loaded.manifest, await self._prepare(loaded))
         except ManifestError as exc:
             if self._is_newest(number):
                 self.files = exc.files or self.files
@@ -164,7 +166,7 @@ class Control:
             if self._is_newest(number):
                 self.files = loaded.files
                 if not is_known:
-                    self._reconciler.submit(loaded.etag, loaded.manifest, index, again=again)
+                    self._reconciler.submit(loaded.etag, loaded.manifest, rules, again=again)
         return self._reconciler.newest_number
 
     def _is_newest(self, number: int) -> bool:

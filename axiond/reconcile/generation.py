@@ -1,15 +1,11 @@
 """One accepted manifest with its number, and what planning needs of it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from axiond.manifest.spec import Manifest, ModelSpec
 from axiond.reconcile.state import EngineKey, ModelTarget, SourceKey, Target
 from axiond.resources.estimate import predict
 from axiond.routing.rules import Rules
-
-if TYPE_CHECKING:
-    from axiond.semantic.index import SemanticIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +20,9 @@ class Generation:
     lack: str = ""
 
     @classmethod
-    def of(cls, number: int, etag: str, manifest: Manifest, index: "SemanticIndex | None" = None, lack: str = "") -> "Generation":
+    def of(cls, number: int, etag: str, manifest: Manifest, rules: Rules | None = None, lack: str = "") -> "Generation":
         models = {name: model_target(name, spec) for name, spec in manifest.models.items()}
-        return cls(number, etag, manifest, Target(number, models), Rules.of(manifest, index), lack)
+        return cls(number, etag, manifest, Target(number, models), rules or Rules.of(manifest, None), lack)
 
     def spec_of(self, key: EngineKey) -> ModelSpec | None:
         """The spec behind an engine, if this generation wants that engine."""

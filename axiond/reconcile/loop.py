@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from axiond import log
 from axiond.engine.engine import Endpoint
@@ -27,9 +26,7 @@ from axiond.report import Condition, RejectionReport, ReloadReport
 from axiond.resources.estimate import Prediction, predict, processes_of
 from axiond.resources.memory import Memory
 from axiond.routing.router import Router
-
-if TYPE_CHECKING:
-    from axiond.semantic.index import SemanticIndex
+from axiond.routing.rules import Rules
 
 WHOLE = "100%"
 
@@ -83,9 +80,9 @@ class Reconciler:
         self._changed_at = 0.0
         self._started_at = int(time.time())
 
-    def resume(self, number: int, etag: str, manifest: Manifest, index: "SemanticIndex | None" = None, *, lack: str = "") -> None:
-        """Take up a generation from an earlier life of the daemon as the last good one; *index* and *lack* as of `submit()`."""
-        self.serving = self.desired = Generation.of(number, etag, manifest, index, lack)
+    def resume(self, number: int, etag: str, manifest: Manifest, rules: Rules | None = None, *, lack: str = "") -> None:
+        """Take up a generation from an earlier life of the daemon as the last good one; *rules* and *lack* as of `submit()`."""
+        self.serving = self.desired = Generation.of(number, etag, manifest, rules, lack)
         self.newest_number, self.newest_etag, self._changed_at = number, etag, self._world.now()
         self._wake.set()
 
@@ -93,14 +90,14 @@ class Reconciler:
         """Whether this is the manifest that was last accepted, and nothing newer was refused."""
         return etag == self.newest_etag and self.desired is not None and not self.refusal
 
-    def submit(self, etag: str, manifest: Manifest, index: "SemanticIndex | None" = None, *, lack: str = "", again: bool = False) -> int:
+    def submit(self, etag: str, manifest: Manifest, rules: Rules | None = None, *, lack: str = "", again: bool = False) -> int:
         """
         Want a manifest; return its generation.
 
         Args:
             etag: what tells it from others.
             manifest: what is wanted.
-            index: what its domains are told by.
+            rules: its own, compiled; thousands take longer than the event loop may be held up.
             lack: what its rules have to do without, in words.
             again: one that is wanted already is a new generation if it failed.
         """
@@ -109,7 +106,7 @@ class Reconciler:
             return self.newest_number
         self._new_number(etag)
         self.refusal, self.rejection = "", None
-        self.desired = Generation.of(self.newest_number, etag, manifest, index, lack)
+        self.desired = Generation.of(self.newest_number, etag, manifest, rules, lack)
         self.executor.forget_lost_sources()
         self._events.emit(log.MANIFEST_WAS_ACCEPTED, generation=self.newest_number, models=len(manifest.models))
         return self.newest_number

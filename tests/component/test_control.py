@@ -1,6 +1,7 @@
 """What the daemon makes of its manifest file when domains have to be prepared, around the loop, in virtual time."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from axiond.manifest.spec import Manifest
 from axiond.manifest.store import LastGood
 from axiond.report import ConditionType
 from axiond.routereport import RouteQuestion
+from axiond.routing.rules import Rules
 from axiond.semantic.index import build_index
 from axiond.semantic.prepare import Semantics
 from tests.component.engines import Bench, bench
@@ -224,6 +226,18 @@ async def test_nothing_is_read_before_the_daemon_has_started_from_what_there_is(
         assert not early.done()
         await at.start()
         assert (await early).is_realised
+
+
+async def test_thousands_of_rules_are_compiled_off_the_event_loop(tmp_path):
+    routes = "".join(f'[[routes]]\nname = "r{i}"\nwhen = {{ regex = ["a{i}+b"] }}\nmodels = ["a"]\n' for i in range(2000))
+    async with desk(tmp_path, MODELS + routes) as at:
+        boot, began_s = read_boot(at.path, at.store), time.thread_time()
+        await at.control.start(boot)
+        started_s = time.thread_time() - began_s
+        began_s = time.thread_time()
+        Rules.of(at.bench.reconciler.desired.manifest, None)
+        compiling_s = time.thread_time() - began_s
+        assert started_s < compiling_s / 2
 
 
 async def test_explaining_wakes_and_counts_nothing(tmp_path):
