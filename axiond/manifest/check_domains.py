@@ -10,7 +10,6 @@ from axiond.manifest.nearest import quoted
 from axiond.manifest.routes import Domain
 from axiond.sources.source import parse_encoder
 
-
 MOST_TEXTS = 3000  # what tells them apart takes memory by their square: 64 MB
 
 
