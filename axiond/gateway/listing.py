@@ -13,15 +13,17 @@ Entry = dict[str, Any]
 
 def list_models(table: RouteTable) -> dict[str, Any]:
     """Every name a request may use, in OpenAI's shape, with its state under `axiond`."""
-    names = (*table.names, *_routed(table), *((AUTO,) if _has_auto(table) else ()))
-    return {"object": "list", "data": [_entry(table, name) for name in names]}
+    routed = _routed(table)
+    names = (*table.names, *routed, *((AUTO,) if _has_auto(table) else ()))
+    return {"object": "list", "data": [_entry(table, name, routed.get(name)) for name in names]}
 
 
 def show_model(table: RouteTable, name: str) -> Entry:
     """One name. Raises RequestError 404."""
-    if name not in table.names and name not in _routed(table) and not (name == AUTO and _has_auto(table)):
+    route = _routed(table).get(name)
+    if name not in table.names and route is None and not (name == AUTO and _has_auto(table)):
         raise RequestError(404, "model_not_found", f"The model `{name[:128]}` does not exist.", param="model")
-    return _entry(table, name)
+    return _entry(table, name, route)
 
 
 def not_ready_because(table: RouteTable) -> str:
@@ -41,11 +43,11 @@ def pool_state(pool: Pool) -> str:
     return "unloaded" if pool.is_lazy else "unavailable"
 
 
-def _entry(table: RouteTable, name: str) -> Entry:
+def _entry(table: RouteTable, name: str, route: Route | None) -> Entry:
     entry = {"id": name, "object": "model", "created": table.created, "owned_by": "axiond"}
     if model := table.names.get(name):
         return {**entry, "axiond": _model(table.pools[model], name)}
-    return {**entry, "axiond": _route(table, route) if (route := _routed(table).get(name)) else _auto(table)}
+    return {**entry, "axiond": _route(table, route) if route else _auto(table)}
 
 
 def _routed(table: RouteTable) -> dict[str, Route]:
