@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
@@ -17,7 +18,7 @@ from axiond import __version__, routecli
 from axiond.client import AdminClient
 from axiond.cpumap import cpus_report
 from axiond.engine.check import check_engine_args
-from axiond.errors import AxiondError, DaemonUnreachable, DomainsError, ManifestError, Place, Problem
+from axiond.errors import AxiondError, DaemonRefused, DaemonUnreachable, DomainsError, ManifestError, Place, Problem
 from axiond.manifest.load import Loaded, load
 from axiond.manifest.schema import json_schema
 from axiond.manifest.spec import Manifest as ManifestSpec
@@ -236,10 +237,9 @@ async def _check_engines(manifest: Path, loaded: ManifestSpec) -> Sequence[Probl
 
 
 async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
-    text = read(manifest)
     try:
         async with AdminClient(socket) as admin:
-            report = await admin.plan(text, "application/json" if manifest.suffix == ".json" else "application/toml")
+            report = await _plan_of(admin, manifest)
     except DaemonUnreachable as exc:
         words, report = _plan_alone(manifest)
         complain(f"{exc}; {words}:")
@@ -248,6 +248,24 @@ async def _plan(manifest: Path, socket: Path, as_json: bool) -> int:
         complain(f"it would be rejected: {report.memory.problem}")
         return FAILED
     return OK if report.is_empty else CHANGES
+
+
+async def _plan_of(admin: AdminClient, manifest: Path) -> PlanReport:
+    """Ask the daemon. It reads what it is given as if that stood in its own manifest; what is wrong is told of the file that was given."""
+    kind = "json" if manifest.suffix == ".json" else "toml"
+    text = read(manifest)
+    try:
+        return await admin.plan(text, f"application/{kind}")
+    except DaemonRefused as exc:
+        if not exc.problems:
+            raise
+        theirs = str(Path((await admin.status()).manifest).with_suffix(f".{kind}"))
+        raise DaemonRefused(exc.status, exc.message, [_renamed(problem, theirs, str(manifest)) for problem in exc.problems]) from None
+
+
+def _renamed(problem: Problem, old: str, new: str) -> Problem:
+    place = replace(problem.place, file=new) if problem.place.file == old else problem.place
+    return replace(problem, place=place, what=problem.what.replace(f", at {old}:", f", at {new}:"))
 
 
 def _plan_alone(manifest: Path) -> tuple[str, PlanReport]:

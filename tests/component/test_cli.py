@@ -164,6 +164,24 @@ async def test_a_refused_candidate_shows_every_problem(daemon: FakeDaemon) -> No
     assert outcome == Outcome(1, "", f"axiond: {lines}")
 
 
+async def test_what_is_wrong_with_a_candidate_is_told_of_its_own_file(daemon: FakeDaemon) -> None:
+    """Not of the daemon's manifest, which it is read in the place of; what that includes keeps its name."""
+    status = healthy(datetime.now(UTC))
+    root, included = str(Path(status.manifest).with_suffix(".json")), "/etc/axiond/models.d/a.toml"
+    problems = [{**PROBLEM, "file": root, "what": f"is twice, at {root}:1:2"}, {**PROBLEM, "file": included}]
+    refusal = answering({"error": {"message": "", "problems": problems}}, 422)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await (refusal if request.path.endswith("/plan") else answering(status))(request)
+
+    daemon.answer = answer
+    (candidate := daemon.folder / "new.json").write_text("{}")
+    outcome = await axiond("plan", str(candidate), "--socket", str(daemon.socket))
+    first, second = outcome.err.removeprefix("axiond: ").splitlines()
+    assert first == f"{candidate}:3:4: models.x.y: is twice, at {candidate}:1:2 (did you mean z?)"
+    assert second.startswith(f"{included}:3:4: ")
+
+
 @pytest.mark.parametrize(
     ("handler", "sentence"),
     [
