@@ -41,7 +41,7 @@ class Keywords:
     """Keywords, compiled. Single words are looked up all at once; phrases and words with signs, like C++, one by one."""
 
     def __init__(self, keywords: Iterable[str]) -> None:
-        folded = {fold(" ".join(keyword.split())): keyword for keyword in keywords}
+        folded = {" ".join(fold(keyword).split()): keyword for keyword in keywords}
         folded.pop("", None)
         self._written = folded
         self._words = frozenset(keyword for keyword in folded if _WORD.fullmatch(keyword) and not _UNSPACED.search(keyword))

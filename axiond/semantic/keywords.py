@@ -45,7 +45,7 @@ class KeywordStage:
     def __init__(self, keywords: Mapping[str, Sequence[str]]) -> None:
         domains: dict[str, list[str]] = {}
         for domain, words in keywords.items():
-            for word in dict.fromkeys(filter(None, (fold(" ".join(word.split())) for word in words))):
+            for word in dict.fromkeys(filter(None, (" ".join(fold(word).split()) for word in words))):
                 domains.setdefault(word, []).append(domain)
         self.keywords = tuple(domains)
         self._weights = [dict.fromkeys(found, len(word.split()) / len(found)) for word, found in domains.items()]
@@ -62,7 +62,7 @@ class KeywordStage:
 
     def find(self, text: str) -> frozenset[int]:
         """Which of *keywords* are in the text, or in its sample."""
-        folded = f" {fold(' '.join(sample(text).split()))} "
+        folded = f" {' '.join(fold(sample(text)).split())} "
         hits = self._automaton.find_matches_as_indexes(folded, overlapping=True)
         return frozenset(_longest([(start, end, keyword) for keyword, start, end in hits if _is_whole(folded, start, end)]))
 

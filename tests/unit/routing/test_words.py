@@ -28,6 +28,7 @@ def test_case_and_accents_are_taken_away(text: str, folded: str) -> None:
     ("keyword", "text", "is_found"),
     [
         pytest.param("código", "Mi CODIGO falla", True, id="accents"),
+        pytest.param("código´", "Mi CODIGO falla", True, id="an-accent-by-itself"),
         pytest.param("code", "decode it", False, id="inside-a-word"),
         pytest.param("code", "my_code", False, id="part-of-an-identifier"),
         pytest.param("code", "«code»!", True, id="between-signs"),

@@ -24,6 +24,8 @@ def found(text: str, *keywords: str) -> set[str]:
         pytest.param("¿Qué es la INVERSIÓN?", ["inversion"], {"inversion"}, id="accents-in-the-text"),
         pytest.param("que es la inversion", ["inversión"], {"inversion"}, id="accents-in-the-keyword"),
         pytest.param("Straße", ["strasse"], {"strasse"}, id="sharp-s"),
+        pytest.param("the letter c", ["c´"], {"c"}, id="an-accent-by-itself"),
+        pytest.param("the letter c", ["¨"], set(), id="nothing-but-an-accent"),
         pytest.param("codeine and decode", ["code"], set(), id="not-inside-a-word"),
         pytest.param("contracts, taxes", ["contract", "tax"], {"contract", "tax"}, id="plurals"),
         pytest.param("contratos y leyes", ["contrato", "ley"], {"contrato", "ley"}, id="plurales"),
