@@ -343,10 +343,21 @@ def _styled(word: str) -> Text:
 
 
 def _fields(fields: Iterable[FieldChange]) -> Text:
-    return Text("\n").join(
-        Text.assemble(field.path, ": ", (_value(field.old), "red"), " -> ", (_value(field.new), "green"), (f" ({field.change})", "dim"))
-        for field in fields
-    )
+    return Text("\n").join(map(_field, fields))
+
+
+def _field(field: FieldChange) -> Text:
+    old, new = _value(field.old), _value(field.new)
+    if old.endswith("…") and isinstance(field.old, list) and isinstance(field.new, list):
+        gone, come = _without(field.old, field.new), _without(field.new, field.old)
+        if gone or come:
+            old = f"{len(field.old)} entries" + (f", gone: {_value(gone)}" if gone else "")
+            new = f"{len(field.new)} entries" + (f", new: {_value(come)}" if come else "")
+    return Text.assemble(field.path, ": ", (old, "red"), " -> ", (new, "green"), (f" ({field.change})", "dim"))
+
+
+def _without(items: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    return [item for item in items if item not in others]
 
 
 def _value(value: Any) -> str:

@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from axiond.render import cpus_view, duration, event_line, exit_code, plan_sentence, plan_view, route_view, status_view
-from axiond.report import Condition, ConditionType, Event, ModelChange, PlanReport
+from axiond.report import Condition, ConditionType, Event, FieldChange, ModelChange, PlanReport
 from tests.fakes.reports import busy_plan, condition, cpus, explained, healthy, refused, rolled_back, with_kernels
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden"
+KEYWORDS = [f"keyword {number}" for number in range(30)]
 
 
 def as_text(view: RenderableType) -> str:
@@ -40,6 +41,21 @@ def test_golden(name: str, view: RenderableType) -> None:
     if os.environ.get("AXIOND_GOLDEN") == "write":
         path.write_text(as_text(view))
     assert as_text(view) == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        (["a"], ["a", "b"], '["a"] -> ["a", "b"]'),
+        (KEYWORDS, [*KEYWORDS, "b"], '30 entries -> 31 entries, new: ["b"]'),
+        (KEYWORDS, ["b", *KEYWORDS[1:]], '30 entries, gone: ["keyword 0"] -> 30 entries, new: ["b"]'),
+        (KEYWORDS, KEYWORDS[::-1], '["keyword 0", "keyword 1", "keyword 2", '),
+    ],
+    ids=["short", "one more", "another", "order"],
+)
+def test_of_a_long_list_the_difference_is_shown(old: list[str], new: list[str], shown: str) -> None:
+    field = FieldChange(path="domains.code.keywords", old=old, new=new, change="live")
+    assert shown in " ".join(as_text(plan_view(PlanReport(generation=1, models=(), domains=(field,)))).split())
 
 
 @pytest.mark.parametrize(
