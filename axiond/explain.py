@@ -59,7 +59,7 @@ async def explain(asked: RouteQuestion, rules: Rules, scene: Scene, answer: Answ
     with watch.step("features"):
         seen = features(
             name, asked.path, CIMultiDict(asked.headers), asked.client or asked.key, asked.key,
-            asked.key_group or rules.group_of(asked.key), content, EVERYTHING,
+            asked.key_group or rules.group_of(asked.key), content, EVERYTHING, lambda: fields_in_json(content),
         )  # fmt: skip
     trace = Trace()
     try:

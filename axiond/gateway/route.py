@@ -54,7 +54,7 @@ async def route(exchange: Exchange, ask: Ask, router: Router, aids: Aids) -> Dec
     body = None if ask.form_type else ask.body
     began_s = perf_counter()
     needs, now = NOTHING if is_plain else rules.needs, scene(table, router)
-    seen = see(exchange, ask.name, body, rules, needs)
+    seen = see(exchange, ask, body, rules, needs)
     if is_plain:
         decision = _by_name(candidates(table, ask.name, 0.0))
     else:
@@ -69,10 +69,11 @@ def _by_name(models: tuple[str, ...]) -> Decision:
     return Decision(models, reason="name")
 
 
-def see(exchange: Exchange, name: str, body: bytes | None, rules: Rules, needs: Needs) -> Features:
-    """The features of a request for *name*."""
+def see(exchange: Exchange, ask: Ask, body: bytes | None, rules: Rules, needs: Needs) -> Features:
+    """The features of a request."""
     request, key = exchange.request, exchange.key
-    return features(name, request.rel_url.raw_path, request.headers, exchange.client, key, rules.group_of(key), body, needs)
+    path, group = request.rel_url.raw_path, rules.group_of(key)
+    return features(ask.name, path, request.headers, exchange.client, key, group, body, needs, lambda: ask.fields)
 
 
 def scene(table: RouteTable, router: Router) -> Scene:

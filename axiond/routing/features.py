@@ -1,12 +1,12 @@
 """What routing knows of a request: read from its path, headers, key and body, and only as far as a rule asks for it. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from axiond.manifest.routes import Route
 from axiond.routing.decision import Features, Prompt
 from axiond.routing.language import language_of
-from axiond.routing.prompt import MOST_PARSED_BYTES, Said, parse
+from axiond.routing.prompt import MOST_PARSED_BYTES, Fields, Said, parse, take_flags
 from axiond.routing.skim import skim
 from axiond.routing.sticky import digest
 from axiond.routing.tokens import Tokens, prompt_tokens
@@ -68,6 +68,7 @@ def features(
     key_group: str,
     body: bytes | None,
     needs: Needs,
+    fields_of: Callable[[], Fields | None] = lambda: None,
 ) -> Features:
     """
     What rules see of one request; a body that cannot be read has no features, and is the engine's to judge.
@@ -81,11 +82,12 @@ def features(
         key_group: its group; "" without.
         body: JSON; None where there is none.
         needs: what to read out of the body.
+        fields_of: tells the fields of a body that is not read whole, so that no flag is overlooked.
     """
     seen = Features(requested, path, headers, digest(client), digest(key), key_group)
     if body is None or not needs.any_of(requested):
         return seen
-    said = _read(body)
+    said = _read(body, fields_of if needs.flags else lambda: None)
     text = said.text() if needs.text or needs.language or (needs.auto and requested == AUTO) else ""
     return replace(
         seen,
@@ -98,13 +100,16 @@ def features(
     )
 
 
-def _read(body: bytes) -> Said:
-    if len(body) > MOST_PARSED_BYTES:
-        return skim(body)
-    try:
-        return parse(body)
-    except ValueError:
-        return skim(body)
+def _read(body: bytes, fields_of: Callable[[], Fields | None]) -> Said:
+    if len(body) <= MOST_PARSED_BYTES:
+        try:
+            return parse(body)
+        except ValueError:
+            pass
+    said = skim(body)
+    if (fields := fields_of()) is not None:
+        take_flags(said, fields)
+    return said
 
 
 def _prompt(said: Said, text: str, client: str, needs: Needs) -> Prompt:

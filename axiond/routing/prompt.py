@@ -4,7 +4,7 @@ What a request's body says: its text, its flags, and what its conversation begin
 Bodies of the usual size are decoded, but only the fields below. Larger ones, and those that do not decode, are skimmed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -112,7 +112,14 @@ class _Body(msgspec.Struct):
     prompt_cache_key: str | None = None
 
 
+Fields = Mapping[str, bytes | memoryview | msgspec.Raw]
+
 _BODY = msgspec.json.Decoder(_Body)
+_FORMATS: Mapping[str, msgspec.json.Decoder[_Kind | None] | msgspec.json.Decoder[_Format | None]] = {
+    "response_format": msgspec.json.Decoder(_Kind | None),
+    "output_format": msgspec.json.Decoder(_Kind | None),
+    "text": msgspec.json.Decoder(_Format | None),
+}
 _NOTHING = (b"", b"null", b"[]")
 
 
@@ -127,6 +134,13 @@ def parse(body: bytes) -> Said:
         return _said(_BODY.decode(body))
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
+
+
+def take_flags(said: Said, fields: Fields) -> None:
+    """Put right what was told of a body in parts, by all its *fields*."""
+    said.is_stream = _start(fields, "stream") == b"true"
+    said.has_tools = any(_start(fields, name) not in _NOTHING for name in ("tools", "functions"))
+    said.response_format = next((kind for name in _FORMATS if name in fields and (kind := _format_in(name, fields))), "text")
 
 
 def sample(text: str) -> str:
@@ -202,3 +216,17 @@ def _texts(said: Said, parts: Iterable[_Part | str]) -> Iterator[str]:
 def _format(body: _Body) -> str:
     kind = body.response_format or body.output_format or (body.text.format if isinstance(body.text, _Format) else None)
     return kind.type if kind else "text"
+
+
+def _start(fields: Fields, name: str) -> bytes:
+    """As much of a field as tells whether it is there; none is copied whole."""
+    return bytes(memoryview(fields.get(name, b""))[:8])
+
+
+def _format_in(name: str, fields: Fields) -> str:
+    try:
+        found = _FORMATS[name].decode(fields[name])
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+    kind = found.format if isinstance(found, _Format) else found
+    return kind.type if kind else ""

@@ -1,4 +1,5 @@
 import json
+import math
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axiond.gateway.body import Ask
 from axiond.manifest.routes import Match, Route
 from axiond.routing.decision import Features, Prompt
 from axiond.routing.features import Needs, features, needs_of
@@ -112,6 +114,24 @@ def test_flags(body: Any, flags: dict[str, Any]) -> None:
     found = seen(body)
     expected = {"is_stream": False, "has_tools": False, "has_images": False, "response_format": "text", **flags}
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("number", [1.5, float("nan")], ids=["long", "not-to-be-decoded"])
+@pytest.mark.parametrize(
+    ("fields", "flags"),
+    [
+        ({"stream": True, "tools": [{"name": "f"}], "text": {"format": {"type": "json_schema"}}}, (True, True, "json_schema")),
+        ({"stream": True, "functions": [{}], "response_format": {"type": "json_object"}}, (True, True, "json_object")),
+        ({"stream": False, "tools": [], "response_format": None, "text": "x"}, (False, False, "text")),
+    ],
+)
+def test_no_flag_of_a_long_body_is_overlooked(fields: dict[str, Any], flags: tuple[bool, bool, str], number: float) -> None:
+    """Tools alone may be longer than what is looked at of the beginning and the end."""
+    text = "x" * (100_000 if math.isnan(number) else 2 * MOST_PARSED_BYTES)
+    nested = {"stream": True, "tools": [{}], "response_format": {"type": "json_object"}}
+    ask = Ask("m", json.dumps({"messages": [{"content": text, "number": number}], **fields, "note": text, "other": nested}).encode())
+    found = features("m", "/", {}, "c", "k", "g", ask.body, EVERYTHING, lambda: ask.fields)
+    assert (found.is_stream, found.has_tools, found.response_format) == flags
 
 
 def test_nothing_is_read_that_no_rule_needs() -> None:
