@@ -259,7 +259,7 @@ class _Trial:
         table, requested = self.scene.table, self.features.requested
         if requested == AUTO and AUTO not in table.names and AUTO not in table.routes and table.pools:
             return (yield from self._score(table.pools, "auto"))
-        if requested in self.rules.names and requested not in table.names and requested not in table.routes:
+        if requested in self.rules.names and requested not in table.names:
             raise RequestError(404, "model_not_found", f"No route for `{requested[:LONGEST_NAME]}` takes this request.", param="model")
         return candidates(table, requested, self.scene.draw), "name"
 

@@ -255,8 +255,10 @@ def test_a_route_with_when_is_not_asked_for_by_its_name() -> None:
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
 
-def test_a_name_whose_routes_do_not_match_is_told_so() -> None:
-    wanted = manifest({"name": "r", "when": {"model": ["named"], "stream": True}, "models": ["b"]})
+@pytest.mark.parametrize("route", ["r", "named"])
+def test_a_name_whose_routes_do_not_match_is_told_so(route: str) -> None:
+    """Also where the route is called like it."""
+    wanted = manifest({"name": route, "when": {"model": ["named"], "stream": True}, "models": ["b"]})
     with pytest.raises(RequestError, match="No route for `named` takes this request"):
         decided(wanted, request("named"))
 
