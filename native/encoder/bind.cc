@@ -22,8 +22,18 @@ Dtype type_of(const std::string& name) {
   throw py::value_error("type: wanted F32, F16 or BF16, got " + name);
 }
 
+void check(const Shape& s) {
+  for (const int64_t size : {s.vocabulary, s.positions, s.hidden, s.intermediate, s.layers, s.heads})
+    if (size < 1 || size >= int64_t(1) << 24) throw py::value_error("sizes: wanted 1 to 2^24, got " + std::to_string(size));
+  if (s.hidden % 32 || s.intermediate % 32 || s.hidden % (16 * s.heads))
+    throw py::value_error("sizes: wanted multiples of 32 with heads of multiples of 16");
+  if (s.first_position < 0 || s.first_position >= s.positions)
+    throw py::value_error("first_position: wanted 0 to below " + std::to_string(s.positions) + ", got " + std::to_string(s.first_position));
+}
+
 // Read the weights through `read(name)`, which gives bytes and their type, with the interpreter's lock held only there.
 std::unique_ptr<Model> load(const Shape& shape, const py::function& read) {
+  check(shape);
   py::object held;
   const auto source = [&](const std::string& name, int64_t elements) -> Source {
     const py::gil_scoped_acquire lock;

@@ -138,6 +138,15 @@ def test_what_cannot_be_loaded_is_refused(spoil: Callable[[Path], object], said:
 
 
 @pytest.mark.parametrize(
+    "wrong", [{"layers": -3}, {"layers": 2**40}, {"first_position": -4}, {"first_position": 80}, {"hidden": 48}, {"heads": 0}],
+    ids=str,
+)  # fmt: skip
+def test_native_code_takes_no_shape_that_leads_outside(folder: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(SourceError, match="wanted"):
+        _model(folder, replace(read_folder(folder), **wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("ids", "lengths", "floats", "said"),
     [
         pytest.param([40], [1], 64, "ids: wanted below 40, got 40", id="unknown-token"),
