@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
 
+from ahocorasick_rs import AhoCorasick
+
 _ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0670]+")
 _WORD = re.compile(r"\w+")
 # ASCII needs no expression for that, which is three times as fast.
@@ -38,17 +40,19 @@ class Words:
 
 
 class Keywords:
-    """Keywords, compiled. Single words are looked up all at once; phrases and words with signs, like C++, one by one."""
+    """Keywords, compiled: however many, a text is gone through once for words, phrases, scripts without spaces and signs, like C++."""
 
     def __init__(self, keywords: Iterable[str]) -> None:
         folded = {" ".join(fold(keyword).split()): keyword for keyword in keywords}
         folded.pop("", None)
         self._written = folded
         self._words = frozenset(keyword for keyword in folded if _WORD.fullmatch(keyword) and not _UNSPACED.search(keyword))
-        self._inner = tuple(keyword for keyword in folded if _UNSPACED.search(keyword))
-        rest = [keyword for keyword in folded if keyword not in self._words and keyword not in self._inner]
-        self._phrases = {f" {keyword} ": keyword for keyword in rest if all(map(_WORD.fullmatch, keyword.split()))}
-        self._odd = {keyword: _whole(keyword) for keyword in rest if f" {keyword} " not in self._phrases}
+        self._inner = _Several(keyword for keyword in folded if _UNSPACED.search(keyword))
+        rest = [keyword for keyword in folded if keyword not in self._words and not _UNSPACED.search(keyword)]
+        phrases = {keyword for keyword in rest if all(map(_WORD.fullmatch, keyword.split()))}
+        self._phrases = _Several(f" {keyword} " for keyword in rest if keyword in phrases)
+        odd = [keyword for keyword in rest if keyword not in phrases]
+        self._odd, self._whole = _Several(odd), {keyword: _whole(keyword) for keyword in odd}
 
     def found_in(self, words: Words) -> str:
         """One of the keywords, as it was written; "" where *words* has none."""
@@ -57,16 +61,28 @@ class Keywords:
     def _find(self, words: Words) -> str:
         if not self._words.isdisjoint(words.all):
             return min(self._words & words.all)
-        for padded, keyword in self._phrases.items():
-            if padded in words.joined:
-                return keyword
-        for keyword in self._inner:
-            if keyword in words.folded:
-                return keyword
-        for keyword, pattern in self._odd.items():
-            if keyword in words.folded and pattern.search(words.folded):
-                return keyword
-        return ""
+        if self._phrases and (found := self._phrases.found_in(words.joined)):
+            return found[0].strip()
+        if self._inner and (found := self._inner.found_in(words.folded)):
+            return found[0]
+        found = self._odd.found_in(words.folded, overlapping=True) if self._odd else []
+        return next((keyword for keyword in found if self._whole[keyword].search(words.folded)), "")
+
+
+class _Several:
+    """Texts that are looked for at once in another; false if there are none."""
+
+    def __init__(self, sought: Iterable[str]) -> None:
+        self._sought = tuple(sought)
+        self._automaton = AhoCorasick(self._sought)
+
+    def __bool__(self) -> bool:
+        return bool(self._sought)
+
+    def found_in(self, text: str, *, overlapping: bool = False) -> list[str]:
+        """Those that are there, in their order; of those that overlap at least one."""
+        hits = self._automaton.find_matches_as_indexes(text, overlapping=overlapping)
+        return [self._sought[index] for index in sorted({index for index, _, _ in hits})]
 
 
 def words_of(keyword: str) -> tuple[str, ...]:

@@ -72,3 +72,19 @@ def test_no_text_takes_long_to_fold(text: str) -> None:
 @pytest.mark.parametrize("text", ["🙂" * 100, "x" + "\u0301" * 100 + "y", "—" * 31 + "é", "ﷺ"])
 def test_signs_in_a_row_stay_what_they_are(text: str) -> None:
     assert fold(text) == re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))
+
+
+@pytest.mark.parametrize(("keyword", "text"), [("kw{} foo", "kw foo é " * 1800), ("漢{}字", "漢" * 16384), ("+a{}", "+a " * 5400)])
+def test_thousands_of_keywords_take_no_longer_than_one(keyword: str, text: str) -> None:
+    many, words = Keywords(keyword.format(number) for number in range(5000)), Words(text)
+    began_s = time.thread_time()
+    assert many.found_in(words) == ""
+    assert time.thread_time() - began_s < 0.02
+    assert many.found_in(Words(f"{text} {keyword.format(4999)}.")) == keyword.format(4999)
+    assert many.found_in(Words(f"x{keyword.format(7)}x")) == (keyword.format(7) if "漢" in keyword else "")
+
+
+@pytest.mark.parametrize("keywords", [("b c", "a b", "c d"), ("漢字", "字漢"), ("+b", "a+", "+b+")])
+def test_keywords_may_overlap(keywords: tuple[str, ...]) -> None:
+    assert Keywords(keywords).found_in(Words("x a b c d y 漢字漢 a+ +b+")) in keywords
+    assert Keywords(("a+b", "a+")).found_in(Words("xa+b a+")) == "a+"
