@@ -58,6 +58,7 @@ from axiond.semantic.index import SemanticIndex
 from axiond.semantic.prepare import DEADLINE_S, Prepared, Semantics
 from axiond.semantic.reading import classify
 
+SLOW_S = 2.0
 EXPLAIN_WITHIN_S = 10.0
 REPLAY_WITHIN_S = 2.0
 PLAN_WITHIN_S = 20.0  # whoever asked waits for 30
@@ -128,12 +129,16 @@ class Control:
         self._has_started.set()
 
     async def run(self) -> None:
-        """Follow `look()` for ever."""
-        while True:
-            await self._look.wait()
-            self._look.clear()
-            again, self._again = self._again, False
-            await self.reload(again=again)
+        """Follow `look()` for ever. A look that waits for an embedding model holds up no later one."""
+        again, reading = False, None
+        async with asyncio.TaskGroup() as readings:
+            while True:
+                await self._look.wait()
+                self._look.clear()
+                again = self._again or (again and reading is not None and not reading.done())
+                self._again = False
+                reading = readings.create_task(self.reload(again=again))
+                await asyncio.wait((reading,), timeout=SLOW_S)
 
     async def reload(self, wait: bool = False, timeout_s: float | None = None, *, again: bool = True) -> ReloadReport:
         """

@@ -142,6 +142,38 @@ async def test_a_newer_manifest_overtakes_one_whose_model_is_slow(tmp_path):
         assert at.keywords == ("quick",)
 
 
+async def test_an_edit_does_not_wait_for_the_model_of_the_one_before(tmp_path):
+    async with desk(tmp_path) as at:
+        await at.start()
+        following = asyncio.create_task(at.control.run())
+        at.slow = {"/slow": asyncio.Event()}
+        at.path.write_text(text("/slow", "slow"))
+        at.asked.clear()
+        at.control.look()
+        await at.asked.wait()
+        began_s = asyncio.get_running_loop().time()
+        at.path.write_text(text(keyword="quick"))
+        at.control.look()
+        assert (await at.bench.settled(2)).is_realised
+        assert asyncio.get_running_loop().time() - began_s < 30
+        assert at.keywords == ("quick",)
+        following.cancel()
+
+
+async def test_a_look_that_shall_try_again_is_not_overtaken_by_one_that_need_not(tmp_path):
+    async with desk(tmp_path) as at:
+        at.slow = {"/here": asyncio.Event()}
+        following = asyncio.create_task(at.control.run())
+        await at.start()
+        await asyncio.sleep(5)
+        at.control.look()
+        await asyncio.sleep(5)
+        at.slow["/here"].set()
+        assert (await at.bench.settled(2)).is_realised
+        assert at.words(ConditionType.DEGRADED)[0] == "False"
+        following.cancel()
+
+
 async def test_a_file_that_has_not_changed_is_not_prepared_again(tmp_path):
     async with desk(tmp_path) as at:
         await at.start()
