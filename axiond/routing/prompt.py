@@ -24,7 +24,8 @@ class Said:
     What was read.
 
     *turns* are role and text, in their order; *rest* is text of no turn, like tools. *token_ids* counts what was given as
-    numbers. *conversation* is the name that the client gives it. Of a long body only *read_bytes* were looked at.
+    numbers. *conversation* is the name that the client gives it. Of a long body only *read_bytes* were looked at, and *begins*
+    is its `beginning()`, where the user's part comes from the first of them: the last holds another turn each time.
     """
 
     turns: list[tuple[str, str]] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Said:
     has_images: bool = False
     response_format: str = "text"
     conversation: str = ""
+    begins: str | None = None
     read_bytes: int = 0
     unread_bytes: int = 0
 
@@ -53,6 +55,8 @@ class Said:
 
     def beginning(self) -> str:
         """What stays the same from turn to turn: how the system prompt begins, and what the user said first."""
+        if self.begins is not None:
+            return self.begins
         system, user = (next((text[:CONVERSATION_CHARS] for by, text in self.turns if by == role), "") for role in ("system", "user"))
         return f"{system}\0{user}" if user else ""
 

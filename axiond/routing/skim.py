@@ -39,22 +39,25 @@ class _Field:
 
 def skim(body: bytes) -> Said:
     """What *body* seems to say; never raises, and takes no longer for a longer one."""
-    head = body[:WINDOW_BYTES].decode("utf-8", "ignore")
+    start = body[:WINDOW_BYTES].decode("utf-8", "ignore")
     tail_starts = _outside_escape(body, max(WINDOW_BYTES, len(body) - WINDOW_BYTES))
     tail = body[tail_starts:].decode("utf-8", "ignore")
-    windows = (head, tail)
+    windows = (start, tail)
     unread_bytes = max(0, tail_starts - WINDOW_BYTES)
     said = Said(read_bytes=len(body) - unread_bytes, unread_bytes=unread_bytes)
     said.is_stream = any(_STREAM.search(window) for window in windows)
     said.has_tools = any(_TOOLS.search(window) for window in windows)
     said.is_chat = any(_IS_CHAT.search(window) for window in windows)
     said.response_format = next((found[1] for window in windows if (found := _FORMAT.search(window))), "text")
-    begun = [*_fields(islice(_FIELDS.finditer(head), MOST_FIELDS))]
+    begun = [*_fields(islice(_FIELDS.finditer(start), MOST_FIELDS))]
     ended = [*_fields(deque(_FIELDS.finditer(tail), MOST_FIELDS))]
     rest = _REST_OF_STRING.match(tail) if tail and begun and not begun[-1].is_whole else None
     if rest and not _is_data(rest[1]):
         begun[-1].value += f"\n{_middle(body)}\n{_unescape(rest[1])}"
     _take(said, [*begun, *ended])
+    if tail:
+        _take(head := Said(), begun)
+        said.begins = Said([*(turn for turn in said.turns if turn[0] == "system"), *head.turns]).beginning()
     return said
 
 

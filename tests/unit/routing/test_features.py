@@ -134,6 +134,21 @@ def test_no_flag_of_a_long_body_is_overlooked(fields: dict[str, Any], flags: tup
     assert (found.is_stream, found.has_tools, found.response_format) == flags
 
 
+def test_a_conversation_that_begins_with_an_image_is_no_other_at_each_turn() -> None:
+    """Its first text lies beyond what is looked at; the key, or the address, tells then who stays on a side."""
+    image = {"type": "image_url", "image_url": {"url": "A" * 300_000}}
+    first = {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}
+    more = [{"role": role, "content": f"{role} {turn} " + "x" * 40_000} for turn in range(3) for role in ("assistant", "user")]
+    turns = [seen({"messages": [first, *more[: 2 * count]]}).prompt.conversation for count in range(4)]
+    assert turns == [""] * 4
+    named = [seen({"messages": [{"role": "user", "content": "Hi."}, first, *more[: 2 * count]]}).prompt.conversation for count in range(4)]
+    assert len({*named}) == 1
+    assert named[0]
+    texts = ["Hi.", *["x" * 40_000] * 12]
+    bodies = [said(*(("user", text) for text in texts[:count])) | {"system": "Be kind."} for count in range(1, 13)]
+    assert len({seen(body).prompt.conversation for body in bodies}) == 1
+
+
 def test_nothing_is_read_that_no_rule_needs() -> None:
     body = said(("user", "Wie geht es dir heute Abend?"))
     bare = Features("m", "/v1/chat/completions", {}, seen(body).client, seen(body).key, "g")
