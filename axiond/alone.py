@@ -1,6 +1,8 @@
 """What a manifest would do without a daemon."""
 
+import os
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from axiond.explain import explain
@@ -19,9 +21,8 @@ CLASSIFY_WITHIN_S: Final = 10.0
 
 async def explain_alone(manifest: Manifest, asked: RouteQuestion) -> RouteExplanation:
     """Decide as if every model could be loaded, and none were."""
-    semantics = Semantics(
-        lambda source: fetch_encoder(source, manifest.server.state_dir), KeptProbes(manifest.server.state_dir / "domains")
-    )
+    folder = folder_for(manifest.server.state_dir)
+    semantics = Semantics(lambda source: fetch_encoder(source, folder), KeptProbes(folder / "domains"))
     classifier = Classifier(CLASSIFY_WITHIN_S)
     try:
         prepared = await semantics.prepare_anyhow(manifest)
@@ -34,3 +35,13 @@ async def explain_alone(manifest: Manifest, asked: RouteQuestion) -> RouteExplan
         classifier.close()
         await semantics.close()
     return found.model_copy(update={"generation": 0, "lack": prepared.lack})
+
+
+def folder_for(state_dir: Path) -> Path:
+    """Where to keep things: with the daemon's, if they are this user's too. What root put there would lock the daemon out."""
+    try:
+        if state_dir.stat().st_uid == os.geteuid():
+            return state_dir
+    except OSError:
+        pass
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "axiond"
