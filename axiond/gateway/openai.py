@@ -14,7 +14,7 @@ from axiond.gateway.exchange import Exchange
 from axiond.gateway.rewrite import rewrite
 from axiond.gateway.route import Aids, route
 from axiond.manifest.spec import Server
-from axiond.routing.choose import candidates
+from axiond.routing.choose import LONGEST_NAME, candidates
 from axiond.routing.decision import Decision
 from axiond.routing.paths import FORM_PATHS, LIGHT_PATHS
 from axiond.routing.router import Router
@@ -83,7 +83,7 @@ class Passthrough:
         return next(iter(table.names), "")
 
     def _remember(self, response_id: str, name: str, model: str) -> None:
-        self._responses[response_id] = name, model
+        self._responses[response_id] = name[:LONGEST_NAME], model  # a pattern of a route takes names of megabytes
         if len(self._responses) > MOST_REMEMBERED:
             self._responses.popitem(last=False)
 
