@@ -25,6 +25,7 @@ from axiond.routereport import (
     VerdictReport,
 )
 from axiond.routing import language
+from axiond.routing.choose import only_name
 from axiond.routing.decision import Answer, Decision, Features, FindDomain, Question, Scored, Trace, Tried, Verdict
 from axiond.routing.features import EVERYTHING, features
 from axiond.routing.paths import PATHS
@@ -98,11 +99,8 @@ def body_of(asked: RouteQuestion) -> dict[str, Any]:
 
 
 def _name_of(body: Mapping[str, Any], scene: Scene) -> str:
-    if isinstance(name := body.get("model"), str) and name:
-        return name
-    if len(scene.table.pools) != 1 and scene.table.generation:
-        raise RequestError(400, "missing_model", "Several models are served: say which `model`, or ask for `auto`.", param="model")
-    return next(iter(scene.table.names), "")
+    name = body.get("model")
+    return name if isinstance(name, str) and name else only_name(scene.table)
 
 
 class _Watch:

@@ -14,7 +14,7 @@ from axiond.gateway.exchange import Exchange
 from axiond.gateway.rewrite import rewrite
 from axiond.gateway.route import Aids, route
 from axiond.manifest.spec import Server
-from axiond.routing.choose import LONGEST_NAME, candidates
+from axiond.routing.choose import LONGEST_NAME, candidates, only_name
 from axiond.routing.decision import Decision
 from axiond.routing.paths import FORM_PATHS, LIGHT_PATHS
 from axiond.routing.router import Router
@@ -54,7 +54,7 @@ class Passthrough:
     async def answer_stored(self, exchange: Exchange, response_id: str) -> web.StreamResponse:
         """Get or cancel a stored response, from the model that made it."""
         body = await read_body(exchange, self._bodies, self._server.header_timeout_s)
-        name, model = self._responses.get(response_id) or (self._only_name(), "")
+        name, model = self._responses.get(response_id) or (only_name(self._router.table), "")
         models = (model,) if model in self._router.table.pools else candidates(self._router.table, name, 0.0)
         exchange.decision, exchange.model = Decision(models, reason="stored response"), models[0]
         return await self._chain.answer(exchange, Ask(name, body or None, is_named=False), exchange.decision, is_light=True)
@@ -71,16 +71,7 @@ class Passthrough:
         name, fields = (model_in_form(body, form_type), None) if form else model_and_fields(body)
         if len(body) > LONG_BYTES:
             await asyncio.sleep(0)  # others get a turn between reading a long body and what comes of it
-        return Ask(name or self._only_name(), body, bool(name), form_type, fields)
-
-    def _only_name(self) -> str:
-        """A name of the only model there is."""
-        table = self._router.table
-        if len(table.pools) != 1 and table.generation:
-            raise RequestError(
-                400, "missing_model", "Several models are served: say which `model`; GET /v1/models lists them.", param="model"
-            )
-        return next(iter(table.names), "")
+        return Ask(name or only_name(self._router.table), body, bool(name), form_type, fields)
 
     def _remember(self, response_id: str, name: str, model: str) -> None:
         self._responses[response_id] = name[:LONGEST_NAME], model  # a pattern of a route takes names of megabytes

@@ -22,11 +22,11 @@ def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...
 
     Args:
         table: the routing in force.
-        requested: a model's name, alias or adapter, or a declared route.
+        requested: a model's name, alias or adapter, or a declared route; "" if nothing was named.
         draw: in [0, 1); chooses among a route's weighted models.
 
     Raises:
-        RequestError: 404 with the nearest names, or 503 before any generation is served.
+        RequestError: 404 with the nearest names, 400 without a name, or 503 before any generation is served.
     """
     if (model := table.names.get(requested)) in table.pools:
         return (model,) if model is not None else ()
@@ -36,7 +36,15 @@ def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...
         return known
     if table.generation == 0:
         raise RequestError(503, "not_ready", "No manifest is served yet; try again shortly.", retry_after_s=5)
+    if not requested:
+        message = "Several models are served: say which `model`, or ask for `auto`; GET /v1/models lists them."
+        raise RequestError(400, "missing_model", message, param="model")
     raise RequestError(404, "model_not_found", _unknown(table, requested), param="model")
+
+
+def only_name(table: RouteTable) -> str:
+    """A name of the only model there is; "" if there are others."""
+    return next(iter(table.names), "") if len(table.pools) == 1 else ""
 
 
 def known_models(table: RouteTable, names: Iterable[str]) -> tuple[str, ...]:

@@ -95,11 +95,11 @@ class Router:
         return found if isinstance(found, Lease) else self._enqueue(asked, found)
 
     def lease_spare(self, model: str) -> Lease | None:
-        """An engine of *model* that has room which nobody waits for; nothing is woken or waited for."""
+        """An engine of *model* for a copy, if it has room which nobody waits for; nothing is woken, waited for or kept loaded."""
         pool = self.table.pools.get(model)
         if pool is None or model in self._queues or (endpoint := self._with_room(pool)) is None:
             return None
-        return self._grant(pool, endpoint, Asked(model, 0.0))
+        return self._grant(pool, endpoint, Asked(model, 0.0), is_copy=True)
 
     def distrust(self, key: EngineKey) -> None:
         """An engine failed a request: let no other in for a moment, in which the table will follow if it is dead."""
@@ -126,7 +126,8 @@ class Router:
     def release(self, lease: Lease) -> None:
         """Note that a request is out of its engine, and let the next one in."""
         key, now = lease.endpoint.key, self._now()
-        self._used_s[key.model] = now
+        if not lease.is_copy:
+            self._used_s[key.model] = now
         load = lease.load
         if (since_s := load.running_s.get(lease)) is not None:
             self._note_service(lease, now - since_s)
@@ -202,14 +203,15 @@ class Router:
     def _with_room(self, pool: Pool) -> Endpoint | None:
         return pick(pool, self._loads, self._distrusted, slots(pool.spec))
 
-    def _grant(self, pool: Pool, endpoint: Endpoint, asked: Asked) -> Lease:
+    def _grant(self, pool: Pool, endpoint: Endpoint, asked: Asked, *, is_copy: bool = False) -> Lease:
         key, now = endpoint.key, self._now()
-        self._used_s[pool.model] = now
+        if not is_copy:
+            self._used_s[pool.model] = now
         load = self._loads.get(key)
         if load is None:
             load = self._loads[key] = Load()
         load.in_flight += 1
-        lease = Lease(self, pool, endpoint, load)
+        lease = Lease(self, pool, endpoint, load, is_copy=is_copy)
         if not asked.is_light:
             load.running_s[lease] = now
         return lease

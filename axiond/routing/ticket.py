@@ -61,12 +61,16 @@ class Desk(Protocol):
 
 
 class Lease:
-    """One request's use of one engine, counted in its *load* until the `with` block ends. *among*: how many ran when it came."""
+    """
+    One request's use of one engine, counted in its *load* until the `with` block ends.
 
-    __slots__ = ("_desk", "among", "endpoint", "load", "pool")
+    *among*: how many ran when it came. *is_copy*: nobody waits for its answer, so it is no reason to keep the model loaded.
+    """
 
-    def __init__(self, desk: Desk, pool: Pool, endpoint: Endpoint, load: Load) -> None:
-        self._desk, self.pool, self.endpoint, self.load = desk, pool, endpoint, load
+    __slots__ = ("_desk", "among", "endpoint", "is_copy", "load", "pool")
+
+    def __init__(self, desk: Desk, pool: Pool, endpoint: Endpoint, load: Load, *, is_copy: bool) -> None:
+        self._desk, self.pool, self.endpoint, self.load, self.is_copy = desk, pool, endpoint, load, is_copy
         self.among = len(load.running_s) + 1
 
     def __enter__(self) -> "Lease":

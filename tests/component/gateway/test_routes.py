@@ -45,6 +45,16 @@ async def body_of(fake: Fake) -> dict[str, Any]:
     return body
 
 
+async def test_a_rule_finds_a_model_for_who_names_none(site: Site) -> None:
+    a, b = await site.start_engine("a"), await site.start_engine("b")
+    site.route(a, b, routes=(route(when={"headers": {"x-team": "^red$"}}, models=["b"]),))
+    unnamed = {"messages": []}
+    async with site.session.post(PATH, json=unnamed, headers={"X-Team": "red"}) as answer:
+        assert (answer.status, answer.headers["X-Axiond-Model"]) == (200, "b")
+    async with site.session.post(PATH, json=unnamed) as answer:
+        assert (answer.status, (await error_of(answer))["code"]) == (400, "missing_model")
+
+
 async def test_a_rule_sends_a_request_elsewhere_and_says_so(site: Site) -> None:
     """The engine hears of its own name; who matches no rule gets what it asked for."""
     a, b = await site.start_engine("a"), await site.start_engine("b")

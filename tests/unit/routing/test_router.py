@@ -163,3 +163,15 @@ async def test_a_fallback_answers_while_the_lazy_model_is_woken(router: Router, 
         assert (had.pool.model, demand.queued, demand.oldest_s is not None, changes.count) == ("ready", 0, True, 1)
     router.publish(replace(router.table, pools={"lazy": replace(lazy, endpoints=(Endpoint(NEW, "lazy"),))}))
     assert router.demand()["lazy"].oldest_s is None
+
+
+async def test_a_copy_counts_in_its_engine_and_keeps_no_model_loaded(router: Router) -> None:
+    router.publish(table(OLD))
+    used_s = router.demand()["m"].last_used_s
+    await asyncio.sleep(0.001)
+    copy = router.lease_spare("m")
+    assert copy and router.in_flight(OLD) == 1
+    router.release(copy)
+    assert (router.in_flight(OLD), router.demand()["m"].last_used_s) == (0, used_s)
+    with await lease(router):
+        assert router.demand()["m"].last_used_s > used_s
