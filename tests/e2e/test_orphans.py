@@ -50,7 +50,7 @@ def processes(pids: Iterable[int], spec: ModelSpec) -> dict[str, int]:
         (SPEC, "server", "was killed by SIGKILL", 4.0),
         (SPEC, "core", "lost its process EngineCore", 6.0),
         (SPEC, "host", "lost its host, which was killed by SIGKILL", 4.0),
-        (STOCK, "core", "lost its process EngineCore", 6.0),
+        (STOCK, "core", "lost its process ", 6.0),  # its worker dies with it, and may be heard of first
         (STOCK, "worker", "lost its process Vllm", 6.0),
     ],
 )
