@@ -45,7 +45,8 @@ class Chain:
     All engines of a model are tried, `MOST_ATTEMPTS` at most, before the next model is, and that needs a reason which the
     decision allows. "error": its engines failed, answered 5xx, or there are none. "overload": its queue is full, its turn
     would come too late, or an engine answered 429. "timeout": no byte of an answer came in time, waiting for a turn
-    included; the last model has all the time. The router sees which models have no engine or no room, and goes past them
+    included; the last model has all the time. A model that is being loaded is passed for an error at once, unless its loading
+    was reckoned with: in the scores, or by a limit to the wait. The router sees which models have no engine or no room, and goes past them
     by itself. No model is come back to, and nothing is tried again once a byte of an answer has gone to the client.
     """
 
@@ -60,9 +61,10 @@ class Chain:
             RequestError: nothing could; it says what was tried. Nothing was sent, or only a stream's beginning.
         """
         draw = random.random()  # noqa: S311  # spreads load, guards nothing
+        is_patient = decision.is_scored or decision.timeout_s is not None or decision.max_wait_s is not None
         asked = Asked(
             ask.name, draw, exchange.client, is_light,
-            models=decision.models, fallback_on=decision.fallback_on, max_wait_s=decision.max_wait_s, is_patient=decision.is_scored,
+            models=decision.models, fallback_on=decision.fallback_on, max_wait_s=decision.max_wait_s, is_patient=is_patient,
         )  # fmt: skip
         failures: list[str] = []
         while True:

@@ -126,7 +126,9 @@ class Route(Spec):
     choose: Literal["weight", "score"] = live("weight", "By weight, or the best score of [auto].")
     canary: Canary | None = live(None, "A model on trial, which gets a small share of the requests.")
     shadow: Shadow | None = live(None, "A model that gets a copy of the requests; its answers are discarded, its figures are kept.")
-    fallback: tuple[Name, ...] = live((), "Models tried in this order when the chosen one cannot answer.")
+    fallback: tuple[Name, ...] = live(
+        (), "Models tried in this order when the chosen one cannot answer, or is not loaded and timeout and max_wait are unset."
+    )
     fallback_on: tuple[Failure, ...] = live(("error", "overload", "timeout"), "What makes the next model be tried.")
     timeout: Seconds | None = live(None, "Longest wait for the beginning of an answer, before the next model is tried.")
     max_wait: Seconds | None = live(

@@ -216,6 +216,18 @@ async def test_a_turn_that_does_not_come_in_time_is_taken_elsewhere(site: Site) 
         assert site.router.queued("a") == 0
 
 
+@pytest.mark.parametrize("limit", [{"timeout": 20}, {"max_wait": 20}])
+async def test_a_model_that_is_being_loaded_is_waited_for_where_a_limit_says_how_long(site: Site, limit: dict[str, int]) -> None:
+    a, b = await site.start_engine("a"), await site.start_engine("b")
+    site.route(a, b, routes=(route(models=["a"], fallback=["b"]), route("limited", models=["a"], fallback=["b"], **limit)))
+    site.change_pool("a", endpoints=(), is_coming=True)
+    assert told(await asked(site))["model"] == "b"
+    async with running(asked(site, "limited")) as waiting:
+        await until(lambda: site.router.queued("a") == 1)
+        site.change_pool("a", endpoints=(a.endpoint,))
+        assert told(await waiting)["model"] == "a"
+
+
 async def test_a_full_queue_is_passed_and_the_next_model_waited_for(site: Site) -> None:
     one = ModelSpec(source="/m", max_in_flight=1)
     a, b = [await site.start_engine(name, "--token-delay", "0.05") for name in "ab"]

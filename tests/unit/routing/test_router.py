@@ -170,7 +170,8 @@ async def test_a_copy_counts_in_its_engine_and_keeps_no_model_loaded(router: Rou
     used_s = router.demand()["m"].last_used_s
     await asyncio.sleep(0.001)
     copy = router.lease_spare("m")
-    assert copy and router.in_flight(OLD) == 1
+    assert copy
+    assert router.in_flight(OLD) == 1
     router.release(copy)
     assert (router.in_flight(OLD), router.demand()["m"].last_used_s) == (0, used_s)
     with await lease(router):
