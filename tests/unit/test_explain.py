@@ -112,16 +112,21 @@ async def test_prompts_are_counted_only_where_it_matters() -> None:
     ("asked", "says"),
     [
         ({"body": {"model": "small"}, "prompt": "x"}, "either a `body`"),
-        ({"body": {"messages": []}}, "say which `model`"),
         ({"body": {"model": "small", "messages": "\ud800"}}, "no JSON that could be sent"),
         ({"model": "small", "path": "/v1/chat"}, "No model answers on /v1/chat"),
     ],
-    ids=["two-requests", "no-model", "no-text", "no-such-path"],
+    ids=["two-requests", "no-text", "no-such-path"],
 )
 async def test_a_question_that_makes_no_sense_is_an_error(asked: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says) as caught:
         await explained(**asked)
     assert caught.value.status == 400
+
+
+async def test_a_request_that_names_no_model_and_fits_no_rule_is_refused() -> None:
+    found = await explained(body={"messages": []})
+    assert found.refusal
+    assert (found.refusal[0], "say which `model`" in found.refusal[1]) == (400, True)
 
 
 async def test_before_any_manifest_is_served_that_is_what_is_told() -> None:
