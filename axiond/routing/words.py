@@ -12,7 +12,8 @@ _WORD = re.compile(r"\w+")
 # ASCII needs no expression for that, which is three times as fast.
 _APART = bytes(byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(128)) + bytes(128)
 # Marks in a row are put into order, at a cost that grows with the square of their number: U+034F ends a row, and goes with the accents.
-_MARKS = re.compile(r"[^\w\s\x00-\x7f]{30}")
+_ROW = 30
+_MARKS = re.compile(rf"[^\w\s\x00-\x7f]{{{_ROW}}}")
 _MOST_GROWTH, _GROWTH_CHARS = 4, 100  # one sign of U+FDFA comes apart into 18; no language writes only such
 # These put no spaces between words, or endings right behind them: Thai to Khmer, Hangul, kana, Chinese.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -22,7 +23,10 @@ def fold(text: str) -> str:
     """Take case and accents away."""
     if text.isascii():
         return text.lower()
-    apart = unicodedata.normalize("NFKD", _MARKS.sub("\\g<0>\u034f", text.casefold()))
+    text = text.casefold()
+    if len(text) - len(text.encode("ascii", "ignore")) >= _ROW:
+        text = _MARKS.sub("\\g<0>\u034f", text)
+    apart = unicodedata.normalize("NFKD", text)
     return _ACCENTS.sub("", apart[: _MOST_GROWTH * len(text) + _GROWTH_CHARS])
 
 
