@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from axiond.errors import RequestError
-from axiond.manifest.spec import Route
-from axiond.routing.features import AUTO
+from axiond.manifest.routes import AUTO, Route
+from axiond.routing.choose import has_auto
 from axiond.routing.table import Pool, RouteTable
 
 Entry = dict[str, Any]
@@ -14,14 +14,14 @@ Entry = dict[str, Any]
 def list_models(table: RouteTable) -> dict[str, Any]:
     """Every name a request may use, in OpenAI's shape, with its state under `axiond`."""
     routed = _routed(table)
-    names = (*table.names, *routed, *((AUTO,) if _has_auto(table) else ()))
+    names = (*table.names, *routed, *((AUTO,) if has_auto(table) else ()))
     return {"object": "list", "data": [_entry(table, name, routed.get(name)) for name in names]}
 
 
 def show_model(table: RouteTable, name: str) -> Entry:
     """One name. Raises RequestError 404."""
     route = _routed(table).get(name)
-    if name not in table.names and route is None and not (name == AUTO and _has_auto(table)):
+    if name not in table.names and route is None and not (name == AUTO and has_auto(table)):
         raise RequestError(404, "model_not_found", f"The model `{name[:128]}` does not exist.", param="model")
     return _entry(table, name, route)
 
@@ -58,10 +58,6 @@ def _routed(table: RouteTable) -> dict[str, Route]:
             if route.models and "*" not in name and name not in table.names:
                 found.setdefault(name, route)
     return found
-
-
-def _has_auto(table: RouteTable) -> bool:
-    return bool(table.pools) and AUTO not in table.names and AUTO not in table.routes
 
 
 def _model(pool: Pool, name: str) -> Entry:

@@ -8,12 +8,11 @@ from axiond.manifest.clash import Clash, Known
 from axiond.manifest.document import KeyPath
 from axiond.manifest.implies import Condition
 from axiond.manifest.nearest import quoted
-from axiond.manifest.routes import Route, Sampling, Weighted
+from axiond.manifest.routes import AUTO, Route, Sampling, Weighted
 
 WHOLES = (100, 1)
 ROUNDING = 0.0011  # of the whole: 33.3 three times is meant as 100
 ANSWERING = ("models", "canary", "shadow", "fallback", "timeout", "max_wait", "sampling", "system_prompt")
-AUTO = "auto"
 MOST_COMPARED = 400  # of routes that ask for more than names, so that thousands are checked in seconds
 
 

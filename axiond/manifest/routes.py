@@ -162,6 +162,9 @@ class Semantic(Spec):
     cache_entries: int = live(10_000, "Embeddings that are remembered, by the text's hash.", ge=0, le=1_000_000)
 
 
+AUTO = "auto"  # what requests ask for to have all models scored
+
+
 class Auto(Spec):
     """The score of a model for a request: fit times its fit, minus wait times the expected wait, minus cost times its cost."""
 

@@ -8,6 +8,7 @@ from rapidfuzz import process
 
 from axiond.engine.engine import Endpoint
 from axiond.errors import RequestError
+from axiond.manifest.routes import AUTO
 from axiond.manifest.spec import ModelSpec, Weighted
 from axiond.reconcile.state import EngineKey
 from axiond.routing.table import Pool, RouteTable
@@ -40,6 +41,11 @@ def candidates(table: RouteTable, requested: str, draw: float) -> tuple[str, ...
         message = "Several models are served: say which `model`, or ask for `auto`; GET /v1/models lists them."
         raise RequestError(400, "missing_model", message, param="model")
     raise RequestError(404, "model_not_found", _unknown(table, requested), param="model")
+
+
+def has_auto(table: RouteTable) -> bool:
+    """Whether requests for `auto` have all models scored: there are models, and none of them and no route is called so."""
+    return bool(table.pools) and AUTO not in table.names and AUTO not in table.routes
 
 
 def only_name(table: RouteTable) -> str:

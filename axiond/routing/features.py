@@ -3,15 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from axiond.manifest.routes import Route
+from axiond.manifest.routes import AUTO, Route
 from axiond.routing.decision import Features, Prompt
 from axiond.routing.language import language_of
 from axiond.routing.prompt import MOST_PARSED_BYTES, Fields, Said, parse, take_flags
 from axiond.routing.skim import skim
 from axiond.routing.sticky import digest
 from axiond.routing.tokens import Tokens, prompt_tokens
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 import orjson
 
 from axiond.routing.decision import Verdict
-from axiond.semantic.index import FIRST_TOKENS, SemanticIndex
+from axiond.semantic.index import FIRST_TOKENS, SemanticIndex, best_of, leads_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Judge:
             index.encoder is not None,
             semantic.keyword_threshold,
             semantic.margin,
-            {name: semantic.threshold if domain.threshold is None else domain.threshold for name, domain in index.domains.items()},
+            {name: index.threshold(name) for name in index.domains},
         )
 
 
@@ -54,15 +54,9 @@ def _by_embedding(verdict: Verdict, then: Judge, now: Judge) -> Verdict | None:
     if verdict.tokens > FIRST_TOKENS:
         return None  # what was read beyond the first tokens hung on the thresholds
     found = _best(verdict, now.thresholds)
-    return found if verdict.tokens < FIRST_TOKENS or _is_clear(found, now.margin) else None
+    return found if verdict.tokens < FIRST_TOKENS or leads_by(found, now.margin) else None
 
 
 def _best(verdict: Verdict, thresholds: Mapping[str, float]) -> Verdict:
-    scores = verdict.scores
-    domain = max((name for name, score in scores.items() if score >= thresholds[name]), key=scores.__getitem__, default="")
-    return replace(verdict, domain=domain, score=scores[domain] if domain else max(scores.values(), default=0.0))
-
-
-def _is_clear(verdict: Verdict, margin: float) -> bool:
-    ranked = sorted(verdict.scores.values(), reverse=True)
-    return verdict.domain != "" and (len(ranked) == 1 or ranked[0] - ranked[1] >= margin)
+    domain, score = best_of(verdict.scores, thresholds.__getitem__)
+    return replace(verdict, domain=domain, score=score)

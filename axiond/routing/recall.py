@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from multidict import CIMultiDict
 
-from axiond.manifest.routes import Match
+from axiond.manifest.routes import AUTO, Match
 from axiond.routing.conditions import SECRET_HEADERS, Case, Test, compile_regex
 from axiond.routing.decision import Decision, Features, Prompt, Verdict
-from axiond.routing.features import AUTO, Needs
+from axiond.routing.features import Needs
 from axiond.routing.judge import Judge
 from axiond.routing.paths import JSON_PATHS
 from axiond.routing.rules import Rule, Rules, Scene

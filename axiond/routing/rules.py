@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from axiond.errors import RequestError
-from axiond.manifest.routes import Auto, Route, Sticky
+from axiond.manifest.routes import AUTO, Auto, Route, Sticky
 from axiond.manifest.spec import Manifest
 from axiond.routing import language
 from axiond.routing.auto import score_models
-from axiond.routing.choose import LONGEST_NAME, can_answer, candidates, draw_model, known_models
+from axiond.routing.choose import LONGEST_NAME, can_answer, candidates, draw_model, has_auto, known_models
 from axiond.routing.conditions import Bounds, Case, Test, any_of, asks_for, conditions, identity, names_in
 from axiond.routing.decision import (
     ANY_FAILURE,
@@ -27,7 +27,7 @@ from axiond.routing.decision import (
     Tried,
     Verdict,
 )
-from axiond.routing.features import AUTO, EVERYTHING, Needs, needs_of
+from axiond.routing.features import EVERYTHING, Needs, needs_of
 from axiond.routing.sticky import digest, share_of
 from axiond.routing.table import RouteTable
 
@@ -257,7 +257,7 @@ class _Trial:
 
     def _asked_for(self) -> Generator[Question, Answer, tuple[tuple[str, ...], str]]:
         table, requested = self.scene.table, self.features.requested
-        if requested == AUTO and AUTO not in table.names and AUTO not in table.routes and table.pools:
+        if requested == AUTO and has_auto(table):
             return (yield from self._score(table.pools, "auto"))
         if requested in self.rules.names and requested not in table.names:
             raise RequestError(404, "model_not_found", f"No route for `{requested[:LONGEST_NAME]}` takes this request.", param="model")

@@ -61,15 +61,15 @@ class SemanticIndex:
 
     def is_clear(self, verdict: Verdict) -> bool:
         """Whether its domain leads so far that no more has to be read."""
-        ranked = sorted(verdict.scores.values(), reverse=True)
-        return verdict.domain != "" and (len(ranked) == 1 or ranked[0] - ranked[1] >= self.semantic.margin)
+        return leads_by(verdict, self.semantic.margin)
 
-    def _by_scores(self, scores: Mapping[str, float], tokens: int) -> Verdict:
-        return _verdict(scores, "embedding", self._threshold, tokens)
-
-    def _threshold(self, domain: str) -> float:
+    def threshold(self, domain: str) -> float:
+        """The score of its embedding below which a prompt is not of this domain."""
         own = self.domains[domain].threshold
         return self.semantic.threshold if own is None else own
+
+    def _by_scores(self, scores: Mapping[str, float], tokens: int) -> Verdict:
+        return _verdict(scores, "embedding", self.threshold, tokens)
 
 
 def build_index(domains: Mapping[str, Domain], semantic: Semantic, encoder: "Encoder | None") -> SemanticIndex:
@@ -105,7 +105,17 @@ def points_of(domains: Mapping[str, Domain], most: int = MOST_POINTS) -> list[Po
     return points
 
 
-def _verdict(scores: Mapping[str, float], stage: Stage, threshold: Callable[[str], float], tokens: int = 0) -> Verdict:
-    """The best domain among those that reach their threshold."""
+def best_of(scores: Mapping[str, float], threshold: Callable[[str], float]) -> tuple[str, float]:
+    """The best domain among those that reach their threshold, and its score; else "", and the best score."""
     domain = max((name for name, score in scores.items() if score >= threshold(name)), key=scores.__getitem__, default="")
-    return Verdict(domain, scores[domain] if domain else max(scores.values(), default=0.0), stage, scores, tokens)
+    return domain, scores[domain] if domain else max(scores.values(), default=0.0)
+
+
+def leads_by(verdict: Verdict, margin: float) -> bool:
+    """Whether a verdict names a domain, and its score is *margin* above all others."""
+    ranked = sorted(verdict.scores.values(), reverse=True)
+    return verdict.domain != "" and (len(ranked) == 1 or ranked[0] - ranked[1] >= margin)
+
+
+def _verdict(scores: Mapping[str, float], stage: Stage, threshold: Callable[[str], float], tokens: int = 0) -> Verdict:
+    return Verdict(*best_of(scores, threshold), stage, scores, tokens)
